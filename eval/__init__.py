@@ -1,0 +1,1 @@
+"""Measuring: generation from any sampler, features, metrics, references, timing and the report."""

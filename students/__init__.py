@@ -1,0 +1,1 @@
+"""Students: the consistency parametrisation, conversion from a teacher, distillation, sampling and saving."""

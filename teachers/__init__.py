@@ -1,0 +1,1 @@
+"""Teachers: noise schedules, the denoiser interface, the training objective, loading and solvers."""
