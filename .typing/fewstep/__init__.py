@@ -1,0 +1,1 @@
+../../src/fewstep/__init__.py

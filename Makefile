@@ -1,0 +1,56 @@
+# fewstep: `make` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow test-gpu lint typecheck report clean
+
+BIN := .venv/bin
+CONFIG ?= digits
+RUN ?= runs/digits
+ARGS ?=
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  CONFIG=preset-or-file.yaml and ARGS='--dotted.key value' change what 'make run' runs; PYTHON=... picks the interpreter."
+
+run: .venv/.stamp-run  ## train, distil, measure and report: CONFIG (default: the digits preset)
+	$(BIN)/fewstep run $(CONFIG) $(ARGS)
+
+test: .venv/.stamp-dev  ## the test suite, without the slow tests
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: .venv/.stamp-dev  ## the tests that take longer
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: .venv/.stamp-dev  ## the test suite with its models on a CUDA device
+	FEWSTEP_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: .venv/.stamp-dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .venv/.stamp-dev  ## pyright
+	$(BIN)/pyright
+
+report: .venv/.stamp-run  ## write the report of RUN again from its results
+	$(BIN)/fewstep report $(RUN)
+
+clean:  ## remove caches and build products; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find pipeline teachers students eval src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "fewstep needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# What a run needs: the package (editable) and TensorBoard's log writer.
+.venv/.stamp-run: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tensorboard]'
+	@touch $@
+
+# On top of that, what the tests and checks need.
+.venv/.stamp-dev: .venv/.stamp-run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
