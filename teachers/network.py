@@ -1,0 +1,46 @@
+"""A fresh teacher: diffusers' UNet2DModel and DDPMScheduler."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+
+def build_unet(
+    shape: tuple[int, int, int],
+    *,
+    channels: Sequence[int],
+    layers_per_block: int,
+    attention: Sequence[bool],
+    norm_groups: int,
+    dropout: float,
+    seed: int,
+) -> UNet2DModel:
+    """An unconditional UNet for images of `shape` (C, H, W), H = W, with weights drawn from `seed`.
+
+    `channels` and `attention` have one entry a resolution level, the finest first. The time embedding is
+    positional, as a stock ConsistencyModelPipeline needs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DModel(
+            sample_size=shape[1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+        )
+
+
+def build_scheduler(num_train_timesteps: int, schedule: str, prediction: str) -> DDPMScheduler:
+    """The DDPM schedule: `linear` is beta from 1e-4 to 0.02 (Ho 2020); x0 is clipped to [-1, 1] in sampling."""
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule=schedule,
+        prediction_type=prediction,
+        clip_sample=True,
+    )
