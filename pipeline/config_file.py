@@ -1,0 +1,243 @@
+"""From a preset or a YAML file, and overrides, to a Config.
+
+A file holds any of the keys, nested or dotted, and may start from a preset with a top-level `preset: NAME`.
+Overrides come last. Types are read by jsonargparse; every fault is a UserError naming the file or dotted key.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config import Config
+
+DEFAULT_PRESET = "digits"
+_PRESETS = files("fewstep.pipeline") / "presets"
+_LARGEST_FILE = 1_000_000  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One setting: dotted name, type, documentation, its section's documentation, default (or MISSING)."""
+
+    name: str
+    kind: Any
+    doc: str
+    section: str
+    default: Any
+
+
+@cache
+def config_keys() -> dict[str, Key]:
+    """Every dotted key of Config, in the order of its fields."""
+    return {key.name: key for key in _keys_of(Config, "")}
+
+
+def _keys_of(kind: type, prefix: str) -> Iterable[Key]:
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _keys_of(hint, f"{prefix}{field.name}.")
+        else:
+            assert get_origin(hint) is Annotated
+            doc = (kind.__doc__ or "").partition("\n")[0]
+            bare, text = get_args(hint)
+            yield Key(name=prefix + field.name, kind=bare, doc=text, section=doc, default=field.default)
+
+
+def preset_names() -> list[str]:
+    """The shipped presets; the default one first."""
+    names = sorted(
+        entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml")
+    )
+    return sorted(names, key=lambda name: name != DEFAULT_PRESET)
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a preset; its first line is a comment that describes it."""
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_config(source: str | Path = DEFAULT_PRESET, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a preset or YAML file, with `overrides` by dotted key (text is read like YAML)."""
+    values = file_values(source)
+    for name, value in (overrides or {}).items():
+        known = _known(name, name)
+        values[known] = read_value(known, value)
+    return config_from_values(values)
+
+
+def config_from_dict(nested: Mapping[str, Any]) -> Config:
+    """The Config that `Config.to_dict` was called on."""
+    return config_from_values(_read_all(_flatten(nested, where=None)))
+
+
+def config_from_values(values: Mapping[str, Any]) -> Config:
+    """A Config from {dotted key: value of the key's type}; keys with a default may be left out."""
+    for key in config_keys().values():
+        if key.name not in values and key.default is MISSING:
+            raise UserError(
+                key.name,
+                None,
+                f"is required ({key.doc}): set it, or start from a preset with `preset: {DEFAULT_PRESET}`",
+            )
+    return _build(Config, "", values)
+
+
+def _build(kind: type, prefix: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - an instance of kind
+    given = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            given[name] = _build(hint, f"{prefix}{name}.", values)
+        elif prefix + name in values:
+            given[name] = values[prefix + name]
+    return kind(**given)
+
+
+def file_values(source: str | Path) -> dict[str, Any]:
+    """{dotted key: value} of a preset or a YAML file, over the preset that the file starts from."""
+    if str(source) in preset_names():
+        return _read_all(_flatten(yaml.safe_load(preset_text(str(source))), where=None))
+    path = Path(source).expanduser()
+    if not path.is_file():
+        if path.suffix in (".yaml", ".yml") or "/" in str(source):
+            raise UserError(
+                path, None, "no such YAML file" if not path.is_dir() else "is a folder: give a YAML file"
+            )
+        raise UserError("preset", str(source), f"not one of {', '.join(preset_names())}, nor a YAML file")
+    nested = _read_yaml(path)
+    base = nested.pop("preset", None)
+    if base is not None and base not in preset_names():
+        raise UserError(f"{path}: preset", base, f"must be one of {', '.join(preset_names())}")
+    own = _read_all(_flatten(nested, where=path), where=path)
+    return (file_values(base) if base is not None else {}) | own
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    if path.stat().st_size > _LARGEST_FILE:
+        raise UserError(path, None, "is too large for a configuration")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise UserError(path, None, "YAML aliases (*name) are not read: write the value out")
+        nested = yaml.load(text, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise UserError(path, None, f"is not readable as YAML ({reason}{line})") from None
+    if not isinstance(nested, dict):
+        raise UserError(path, None, "must hold `key: value` lines")
+    return nested
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader (no tags), which also refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for name, _ in node.value:
+            if name.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {name.value!r} stands twice", name.start_mark
+                )
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+def _flatten(nested: Mapping[Any, Any], where: Path | None, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value as written}; `where` is the file, for the error."""
+    flat = {}
+    for name, value in nested.items():
+        dotted = f"{prefix}{name}"
+        inner = _flatten(value, where, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+        for key in inner:
+            if key in flat:
+                raise UserError(_at(where, key), None, "stands twice: keep one")
+        flat |= inner
+    return flat
+
+
+def _read_all(flat: Mapping[str, Any], where: Path | None = None) -> dict[str, Any]:
+    return {name: read_value(_known(name, _at(where, name)), value, where) for name, value in flat.items()}
+
+
+def _at(where: Path | None, name: str) -> str:
+    return name if where is None else f"{where}: {name}"
+
+
+def _known(name: str, shown: str) -> str:
+    keys = config_keys()
+    if name in keys:
+        return name
+    inside = [key for key in keys if key.startswith(f"{name}.")]
+    if inside:
+        raise UserError(shown, None, f"is a section: give its keys, such as {inside[0]}")
+    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+    close = close or [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    hint = f"did you mean {close[0]}?" if close else "see --help for the keys"
+    raise UserError(shown, None, f"no such key; {hint}")
+
+
+def read_value(name: str, value: object, where: Path | None = None) -> object:
+    """A known key's value from text or YAML, as the key's type. jsonargparse decides what is acceptable."""
+    kind = config_keys()[name].kind
+    optional = NoneType in get_args(kind)
+    if value is None and not optional:
+        raise UserError(_at(where, name), "null", f"must be {_describe(kind)}")
+    if optional and isinstance(value, str) and value.strip() in ("null", "None", "~"):
+        return None
+    try:
+        return _reader(name).parse_object({"value": value}, defaults=False)["value"]
+    except ArgumentError:
+        raise UserError(_at(where, name), _short(value), f"must be {_describe(kind)}") from None
+
+
+@cache
+def _reader(name: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=config_keys()[name].kind)
+    return parser
+
+
+def _short(value: object) -> object:
+    """The value, or the beginning of its text where that is long."""
+    text = str(value)
+    return value if len(text) <= 80 else text[:80] + "..."
+
+
+def _describe(kind: object) -> str:
+    """A type in words."""
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        NoneType: "null",
+    }
+    if kind in words:
+        return words[kind]
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(arguments)}"
+    if get_origin(kind) is tuple:
+        example = {
+            int: "[32, 64]",
+            float: "[0.9, 0.99]",
+            bool: "[false, true]",
+            str: "[student@1, student@2]",
+        }
+        return f"a list such as {example[arguments[0]]}"
+    return " or ".join(_describe(argument) for argument in arguments)
