@@ -1,0 +1,140 @@
+"""Feature extractors: uint8 images in, float32 features out.
+
+`inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `digits-cnn` our own small
+classifier for the 8x8 digits, whose weights ship with the package.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.eval.digits_cnn import FEATURES, DigitsCNN
+from fewstep.eval.inception import inception_network, inception_weights, read_inception_weights
+
+EXTRACTORS = ("digits-cnn", "inception")
+DIGITS_CNN_WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network that turns images into features.
+
+    `sha256` is over the tensors in use (names, types, shapes, values), so one network in two file formats has one
+    hash. `channels` and `size` are what it takes: grey is repeated when it takes 3, `size` None means any.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    dim: int
+    channels: int
+    size: tuple[int, int] | None
+    device: torch.device
+    network: Callable[[Tensor], Tensor]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W], C in {1, 3} -> float32 [N, dim] on the CPU.
+
+        UserError (eval.extractor) when it does not take images of this shape.
+        """
+        check_shape(self.name, images.shape[1:])
+        images = images.expand(-1, self.channels, -1, -1)
+        return self.network(images.to(self.device)).cpu()
+
+    def to_json(self) -> dict[str, str]:
+        """The part of the protocol that is the extractor's."""
+        return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """UserError when the extractor cannot judge images of shape (C, H, W); loads nothing."""
+    if name == "digits-cnn" and tuple(shape) != (1, 8, 8):
+        remedy = f"takes grey 8x8 images, not {tuple(shape)} (C, H, W); use eval.extractor=inception"
+        raise UserError("eval.extractor", name, remedy)
+
+
+def check_extractor(name: str, weights: Path | None, shape: tuple[int, ...]) -> None:
+    """Everything that can be known before hours of training: name, image shape, the weights' names and shapes.
+
+    With no path given, Inception's weights are fetched here, so that a machine without a network says so first.
+    UserError: see `load_extractor`.
+    """
+    if name not in EXTRACTORS:
+        raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
+    if name != "inception" and weights is not None:
+        raise UserError(
+            "eval.inception_weights", str(weights), f"is not used by eval.extractor={name}; leave it out"
+        )
+    check_shape(name, shape)
+    if name == "inception":
+        read_inception_weights(inception_weights(weights))
+
+
+def load_extractor(name: str, weights: Path | None, device: torch.device | str) -> Extractor:
+    """The named extractor, ready on a device.
+
+    `weights`: a file with Inception's weights (.safetensors or .pth), None for torch-fidelity's download.
+    UserError: an unknown name; a file that is missing, unreadable, or has other tensors than Inception.
+    """
+    device = torch.device(device)
+    if name == "digits-cnn":
+        return _digits_cnn(device)
+    if name == "inception":
+        tensors = read_inception_weights(inception_weights(weights))
+        return Extractor(
+            name=name,
+            sha256=sha256_tensors({key: value for key, value in tensors.items() if _reaches_pool(key)}),
+            resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
+            dim=2048,
+            channels=3,
+            size=None,
+            device=device,
+            network=inception_network(tensors, device),
+        )
+    raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
+
+
+def _digits_cnn(device: torch.device) -> Extractor:
+    tensors = load_file(DIGITS_CNN_WEIGHTS)
+    with safe_open(DIGITS_CNN_WEIGHTS, "pt") as file:
+        stored = file.metadata()["sha256_tensors"]
+    if sha256_tensors(tensors) != stored:
+        raise UserError(
+            DIGITS_CNN_WEIGHTS, None, "is damaged (its tensors do not give its hash); reinstall fewstep"
+        )
+    network = DigitsCNN()
+    network.load_state_dict(tensors)
+    network.requires_grad_(False).eval().to(device)
+    return Extractor(
+        name="digits-cnn",
+        sha256=stored,
+        resize="none (8x8)",
+        dim=FEATURES,
+        channels=1,
+        size=(8, 8),
+        device=device,
+        network=network,
+    )
+
+
+def _reaches_pool(key: str) -> bool:
+    """Whether a tensor of Inception has a part in the pooled features (the logits and batch counters have none)."""
+    return not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of tensors, in order of their names."""
+    digest = sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Images to be measured: always uint8 [N, C, H, W], made from floats in one function."""
+
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.eval.interfaces import Sampler
+from fewstep.eval.noise import KeyedNoise
+
+ENCODING = "uint8 = round(127.5 x + 127.5) clamped to 0..255, x in [-1, 1]"
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] -> uint8: round(127.5 x + 127.5), half to even, clamped to 0..255.
+
+    ValueError names the first image that holds NaN or infinity; nothing turns them into a grey value.
+    """
+    finite = torch.isfinite(x.flatten(1)).all(1)
+    if not bool(finite.all()):
+        raise ValueError(f"image {int((~finite).nonzero()[0])} of the batch is not finite")
+    return (x.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class TensorImages:
+    """An ImageSource over a uint8 tensor [N, C, H, W]."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        if tensor.dtype != torch.uint8 or tensor.dim() != 4:
+            raise ValueError(f"images must be uint8 [N, C, H, W], not {tensor.dtype} {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, uint8 [N, C, H, W]."""
+        return self.tensor[start:stop]
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+
+class Generated:
+    """An ImageSource whose image i depends on (weights, sampler, seed, i) alone.
+
+    Image i has KeyedNoise (seed, i) and, for a conditional sampler, the label i % num_classes. Batches change
+    the floats by rounding only (about 1e-6, so now and then a pixel by one level of 255).
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, count: int, batch_size: int) -> None:
+        self.sampler, self.seed, self.count, self.batch_size = sampler, seed, count, batch_size
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, uint8 [N, C, H, W] on the CPU; UserError when the sampler returns NaN."""
+        starts = range(start, min(stop, self.count), self.batch_size)
+        return torch.cat([self._batch(i, min(i + self.batch_size, stop, self.count)) for i in starts])
+
+    def __len__(self) -> int:
+        return self.count
+
+    @torch.inference_mode()
+    def _batch(self, start: int, stop: int) -> Tensor:
+        noise = KeyedNoise(self.sampler.shape, self.seed, start, stop)
+        x = self.sampler.sample(noise, labels_for(self.sampler, start, stop))
+        try:
+            return to_uint8(x).cpu()
+        except ValueError as error:
+            remedy = f"seed {self.seed}, images {start} to {stop - 1}: {error}; the network has diverged, retrain it"
+            raise UserError(self.sampler.name, None, remedy) from None
+
+
+def labels_for(sampler: Sampler, start: int, stop: int) -> Tensor | None:
+    """The labels of images start..stop-1: image i has i % num_classes, None for an unconditional sampler."""
+    return None if sampler.num_classes is None else torch.arange(start, stop) % sampler.num_classes
+
+
+def grid(images: Tensor, columns: int = 8, padding: int = 0) -> Image.Image:
+    """uint8 [N, C, H, W] with C in {1, 3} -> one picture at native pixels, row by row.
+
+    `padding` is the white space between neighbours in pixels; missing images of the last row stay white.
+    """
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    sheet = torch.full(
+        (channels, rows * (height + padding) - padding, columns * (width + padding) - padding),
+        255,
+        dtype=torch.uint8,
+    )
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + padding), (i % columns) * (width + padding)
+        sheet[:, top : top + height, left : left + width] = image
+    return Image.fromarray(sheet[0].numpy() if channels == 1 else sheet.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,98 @@
+"""torch-fidelity's InceptionV3 with weights that we have read and checked ourselves."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from fewstep.errors import UserError
+
+KEY = "eval.inception_weights"
+
+
+def inception_weights(path: Path | None) -> Path:
+    """The weights file: the user's, or torch-fidelity's, downloaded into torch's hub folder when it is not there.
+
+    UserError: the user's file is missing; the download failed (which file, where it is looked for, how to supply it).
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(KEY, str(path), "no such file; give InceptionV3 weights as .safetensors or .pth")
+        return Path(path)
+    name = URL_INCEPTION_V3.rsplit("/", 1)[1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not cached.is_file():
+        _download(cached)
+    return cached
+
+
+def _download(target: Path) -> None:
+    """Fetch torch-fidelity's weights; the digits before .pth are the start of the file's sha256."""
+    prefix = target.stem.rsplit("-", 1)[1]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), hash_prefix=prefix)
+    except (OSError, RuntimeError) as error:
+        remedy = (
+            f"Inception's weights {target.name} are not in {target.parent} and could not be fetched from "
+            f"{URL_INCEPTION_V3} ({error}); fetch them elsewhere and pass --{KEY} PATH"
+        )
+        raise UserError(KEY, None, remedy) from None
+
+
+def read_inception_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, names and shapes checked; UserError names what is wrong with it."""
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            # The one place that opens a pickle of a user's: weights_only reads tensors and runs no code.
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            KEY, str(path), f"cannot be read as safetensors or as a .pth of tensors ({reason})"
+        ) from None
+    _check_names(path, tensors)
+    return tensors
+
+
+def _check_names(path: Path, tensors: object) -> None:
+    expected = _expected_shapes()
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(KEY, str(path), "does not hold a dictionary of named tensors")
+    wrong = [name for name in expected if name not in tensors or tuple(tensors[name].shape) != expected[name]]
+    wrong += [name for name in tensors if name not in expected]
+    if wrong:
+        remedy = f"is not InceptionV3 as torch-fidelity has it: {len(wrong)} tensors missing, extra or of another shape"
+        raise UserError(KEY, str(path), f"{remedy}, the first is {wrong[0]!r}")
+
+
+def _expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of torch-fidelity's network, which are those of torchvision's without auxiliary logits."""
+    from torchvision.models import Inception3
+
+    with torch.device("meta"):
+        network = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """uint8 [N, 3, H, W] on `device` -> pooled features [N, 2048] float32.
+
+    torch-fidelity unpickles what it is given, so it gets a file that we wrote from the checked tensors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inception.pth"
+        torch.save(tensors, path)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+        )
+    network = network.to(device=device, memory_format=torch.channels_last)
+    return lambda images: network(images)[0]

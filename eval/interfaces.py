@@ -1,0 +1,55 @@
+"""What evaluation sees: noise that is keyed per image, anything that makes images, anything that holds them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """The randomness of a batch of images, one generator for each image.
+
+    `generators` is for samplers that take generators (a stock diffusers pipeline); all others call `draw`.
+    """
+
+    generators: Sequence[torch.Generator]
+
+    def draw(self) -> Tensor:
+        """Standard normal noise [B, C, H, W], float32 on the CPU.
+
+        Call k returns the k-th `torch.randn((1, C, H, W))` of each generator.
+        """
+        ...
+
+
+class Sampler(Protocol):
+    """Anything that makes images: a teacher under a solver, a student at some number of steps, a pipeline.
+
+    `name` is unique in a table ("teacher@ddim:50", "student@1"), `label` is for people, `kind` is "teacher"
+    or "student", `nfe` counts network evaluations for one image, `shape` is (C, H, W), `num_classes` is None for
+    an unconditional model, `schedule` holds the timesteps or sigmas that are used.
+    """
+
+    name: str
+    label: str
+    kind: str
+    nfe: int
+    network_parameters: int
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    schedule: Sequence[float]
+
+    def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W], float32 in [-1, 1], on the sampler's device; labels are int64 [B]."""
+        ...
+
+
+class ImageSource(Protocol):
+    """Images by index: generated, or held in memory."""
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1 as uint8 [N, C, H, W] on the CPU."""
+        ...
+
+    def __len__(self) -> int: ...
