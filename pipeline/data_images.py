@@ -1,0 +1,146 @@
+"""Encoded images to uint8 arrays: the one place of resize, crop and colour conversion."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fewstep.errors import UserError
+
+_ORIENTATION = 0x0112  # EXIF tag
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@contextmanager
+def pillow_warnings() -> Iterator[None]:
+    """Silence Pillow's remarks on odd files; an image of suspicious size is an error that `Decoder` names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+class Decoder:
+    """Decodes the images of one data set to arrays of one shape.
+
+    image_size: side of the square that images are resized and cropped to; None: all must be equal squares.
+    channels: 1 or 3, converted to; None: all must be grey or all must be colour.
+    """
+
+    def __init__(self, *, image_size: int | None, channels: int | None) -> None:
+        self._image_size, self._channels = image_size, channels
+        self._first: tuple[str, Image.Image] | None = None
+        self._resized = self._converted = self._rotated = False
+
+    def decode(self, name: str, encoded: bytes | Path | None) -> np.ndarray:
+        """uint8 [H, W, C] of an image file or of its bytes. UserError names an unsound image."""
+        if encoded is None:
+            raise UserError(name, None, "holds no image (null): remove the row")
+        try:
+            image = Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
+            image.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            limit = Image.MAX_IMAGE_PIXELS
+            raise UserError(name, None, f"has more than {limit} pixels: make the image smaller") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise anything on a damaged file
+            raise UserError(name, None, f"is not a readable image ({_reason(error)}): replace it") from None
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+            self._rotated = True
+        return self.fit(name, image)
+
+    def fit(self, name: str, image: Image.Image) -> np.ndarray:
+        """uint8 [H, W, C] of a decoded image, converted and resized as configured."""
+        image = _plain(name, image)
+        if self._first is None:
+            self._first = name, image.copy()
+        image = self._sized(name, self._coloured(name, image))
+        array = np.asarray(image)
+        return array[:, :, None] if array.ndim == 2 else array
+
+    def _coloured(self, name: str, image: Image.Image) -> Image.Image:
+        assert self._first is not None
+        first, other = self._first
+        if self._channels is None:
+            if image.mode != other.mode:
+                pair = f"{first} is {_colour(other)}, {name} is {_colour(image)}"
+                raise UserError(
+                    "data.channels", None, f"images differ: {pair}; set it to 1 or 3 to convert them"
+                )
+            return image
+        mode = "L" if self._channels == 1 else "RGB"
+        if image.mode != mode:
+            self._converted = True
+            return image.convert(mode)
+        return image
+
+    def _sized(self, name: str, image: Image.Image) -> Image.Image:
+        assert self._first is not None
+        first, other = self._first
+        width, height = image.size
+        size = self._image_size
+        if size is None:
+            if image.size != other.size:
+                pair = f"{first} is {other.width}x{other.height}, {name} is {width}x{height}"
+                raise UserError(
+                    "data.image_size", None, f"images differ: {pair}; set it to resize and crop them"
+                )
+            if width != height:
+                remedy = f"{name} is {width}x{height}, not square: set it to resize and crop the images"
+                raise UserError("data.image_size", None, remedy)
+            return image
+        if (width, height) == (size, size):
+            return image
+        self._resized = True
+        scale = size / min(width, height)
+        width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        left, top = (width - size) // 2, (height - size) // 2
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop(
+            (left, top, left + size, top + size)
+        )
+
+    def transforms(self) -> list[str]:
+        """What was done to the images so far, in words and in order."""
+        done = []
+        if self._rotated:
+            done.append("turned upright by EXIF orientation")
+        if self._converted:
+            done.append("converted to grey (ITU-R 601)" if self._channels == 1 else "grey repeated to RGB")
+        if self._resized:
+            done.append(
+                f"shorter side resized to {self._image_size} (bicubic, antialiased), cropped to the centre"
+            )
+        return done
+
+
+def _plain(name: str, image: Image.Image) -> Image.Image:
+    """An 8-bit grey (L) or colour (RGB) image; 16 bits and transparency are refused, opaque alpha dropped."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode in _DEEP:
+        raise UserError(name, None, f"has 16 or more bits per pixel (mode {image.mode}): save it with 8")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.has_transparency_data:
+        opaque = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
+        if opaque.getextrema()[-1] != (255, 255):
+            raise UserError(name, None, "has transparent pixels: put it on a background first")
+        return opaque.convert("L" if opaque.mode == "LA" else "RGB")
+    return image.convert("RGB")
+
+
+def _colour(image: Image.Image) -> str:
+    return "grey" if image.mode == "L" else "colour"
+
+
+def _reason(error: Exception) -> str:
+    """An exception's first line; Pillow's own for an unknown format names a buffer, not a file."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no known image format"
+    return next(iter(str(error).splitlines()), type(error).__name__)
