@@ -1,7 +1,7 @@
 """The benchmark: quality and time of every sampler under one protocol, kept sampler by sampler.
 
-An interrupted benchmark continues: each seed block is written when it is done, and done blocks of the same inputs
-are not made again. Time is measured last, for all samplers together, since they take turns.
+An interrupted benchmark continues: each seed block is written when it is done, and done blocks of the same
+inputs are not made again. Time is measured last, for all samplers together, since they take turns.
 """
 
 import re
@@ -31,9 +31,12 @@ from fewstep.files import read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """images: per seed block. seed_blocks: of every sampler but DDPM, which gets ddpm_seed_blocks (0: timed only).
-    batch_size: of the quality pass. identity: a hash of everything that makes the images (weights and settings);
-    kept results of another identity are not used. mirrored: training images were mirrored at random.
+    """How much to measure.
+
+    images: per seed block. seed_blocks: of every sampler but DDPM, which gets ddpm_seed_blocks (0: timed
+    only). batch_size: of the quality pass. identity: a hash of all that makes the images (weights, sampler
+    settings); kept results of another identity are not used. mirrored: training images were mirrored at
+    random.
     """
 
     images: int
@@ -79,8 +82,8 @@ def benchmark(
     """Measure all samplers, write everything into `folder` and return the value of its benchmark.json.
 
     reference_images, training_images: uint8 [N, C, H, W]. reference_provenance: {"dataset", "split"}.
-    Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json, neighbours.png, benchmark.json.
-    UserError: settings that do not fit the data; a sampler that returns NaN; a reference cache that cannot be written.
+    Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
+    UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
     settings.check(len(reference_images))
     for part in ("samplers", "grids"):
@@ -137,7 +140,7 @@ class _Run:
         self.neighbours_of = (students or judged or [None])[0]
 
     def result(self, sampler: Sampler) -> dict[str, Any]:
-        """The sampler's result so far: the kept file when it is of the same inputs and protocol, else an empty one."""
+        """The kept result if it is of the same inputs and protocol, else an empty one."""
         path = self._path(sampler)
         if path.is_file():
             kept = read_json(path)

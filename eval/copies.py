@@ -1,9 +1,10 @@
-"""Near-copies of training images: how many generated images lie closer to one than real images lie to each other.
+"""Near-copies of training images: generated images that lie closer to one than real images lie to each other.
 
-Distances are Euclidean in pixels (grey levels of 0..255), where a copy is near zero whatever the extractor, and
-where 60,000 training images are affordable on a processor. The threshold is calibrated on the training images: the
-distance below which 1 % of them have their nearest other training image. A model that has learned the distribution
-but copies nothing gives about 1 %. A share well above it means copies, or images smoother than the real ones.
+Distances are Euclidean in pixels (grey levels of 0..255), where a copy is near zero whatever the extractor,
+and where 60,000 training images are affordable on a processor. The threshold is calibrated on the training
+images: the distance below which 1 % of them have their nearest other training image. A model that has
+learned the distribution but copies nothing gives about 1 %. A share well above it means copies, or images
+that are smoother than the real ones.
 """
 
 from dataclasses import dataclass
@@ -37,13 +38,13 @@ class TrainingImages:
         others = self.nearest(images[sample], leave_out=sample)
         self.threshold = others.distance.quantile(SHARE).item()
         self.how = (
-            f"pixel distance to the nearest training image, at or below the distance under which {SHARE:.0%} of "
-            f"{len(sample)} training images have their nearest other one"
+            "pixel distance to the nearest training image, at or below the distance under which "
+            f"{SHARE:.0%} of {len(sample)} training images have their nearest other one"
             + (", mirrored images included" if mirrored else "")
         )
 
     def nearest(self, images: Tensor, leave_out: Tensor | None = None) -> Neighbours:
-        """The nearest training image of each of uint8 [N, C, H, W]; image i never finds index leave_out[i]."""
+        """The nearest training image of each of uint8 [N, C, H, W]; image i does not find leave_out[i]."""
         plain = self._nearest(images, leave_out)
         if not self.mirrored:
             return plain

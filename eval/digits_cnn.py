@@ -1,7 +1,7 @@
 """digits-cnn: a small classifier of the 8x8 handwritten digits whose inner features judge generated digits.
 
 Its weights ship with the package; `python -m fewstep.eval.make_digits_cnn` makes them again.
-The images are scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set (CC BY 4.0).
+The images are scikit-learn's copy of a UCI data set, "Optical Recognition of Handwritten Digits" (CC BY 4.0).
 """
 
 import torch
@@ -14,8 +14,8 @@ FEATURES = 64
 class DigitsCNN(nn.Module):
     """Three convolutions and two linear layers, 105,000 parameters.
 
-    The features are the 64 inputs of the last layer's nonlinearity: a covariance of 64 x 64 is well determined by
-    the 1,000 images of a seed block, and without the nonlinearity no feature is stuck at zero.
+    The features are the 64 inputs of the last layer's nonlinearity: a covariance of 64 x 64 is well
+    determined by the 1,000 images of a seed block, and without the nonlinearity no feature is stuck at zero.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class DigitsCNN(nn.Module):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 images, uint8 [1797, 1, 8, 8] (grey levels 0..16 spread to 0..255), and labels int64 [1797]."""
+    """uint8 [1797, 1, 8, 8], grey levels 0..16 spread to 0..255, and labels int64 [1797]."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = (torch.from_numpy(data.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    return images, torch.from_numpy(data.target).long()
+    pixels, labels = load_digits(return_X_y=True)
+    images = (torch.as_tensor(pixels) * (255 / 16)).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+    return images, torch.as_tensor(labels).long()

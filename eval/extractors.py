@@ -1,7 +1,7 @@
 """Feature extractors: uint8 images in, float32 features out.
 
-`inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `digits-cnn` our own small
-classifier for the 8x8 digits, whose weights ship with the package.
+`inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `digits-cnn` our own
+small classifier for the 8x8 digits, whose weights ship with the package.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ DIGITS_CNN_WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors
 class Extractor:
     """A network that turns images into features.
 
-    `sha256` is over the tensors in use (names, types, shapes, values), so one network in two file formats has one
-    hash. `channels` and `size` are what it takes: grey is repeated when it takes 3, `size` None means any.
+    `sha256` is over the tensors in use (names, types, shapes, values), so one network in two file formats has
+    one hash. `channels` is what it takes: grey is repeated when it takes 3.
     """
 
     name: str
@@ -35,7 +35,6 @@ class Extractor:
     resize: str
     dim: int
     channels: int
-    size: tuple[int, int] | None
     device: torch.device
     network: Callable[[Tensor], Tensor]
 
@@ -62,9 +61,9 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def check_extractor(name: str, weights: Path | None, shape: tuple[int, ...]) -> None:
-    """Everything that can be known before hours of training: name, image shape, the weights' names and shapes.
+    """What can be known before hours of training: name, image shape, the weights' names and shapes.
 
-    With no path given, Inception's weights are fetched here, so that a machine without a network says so first.
+    With no path given, Inception's weights are fetched here: a machine without a network says so first.
     UserError: see `load_extractor`.
     """
     if name not in EXTRACTORS:
@@ -95,7 +94,6 @@ def load_extractor(name: str, weights: Path | None, device: torch.device | str) 
             resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
             dim=2048,
             channels=3,
-            size=None,
             device=device,
             network=inception_network(tensors, device),
         )
@@ -119,14 +117,13 @@ def _digits_cnn(device: torch.device) -> Extractor:
         resize="none (8x8)",
         dim=FEATURES,
         channels=1,
-        size=(8, 8),
         device=device,
         network=network,
     )
 
 
 def _reaches_pool(key: str) -> bool:
-    """Whether a tensor of Inception has a part in the pooled features (the logits and batch counters have none)."""
+    """Whether a tensor has a part in the pooled features: Inception's logits and batch counters have none."""
     return not key.startswith("fc.") and not key.endswith("num_batches_tracked")
 
 
@@ -136,5 +133,5 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The floor: what the Frechet distance reads between real images and real images, at given sample sizes.
 
-FD over n generated and m real images is too large by about c (1/n + 1/m), with c a property of the features. c is
-measured on real images: FD of two disjoint halves, mean over 10 splits, holds c (2 / half).
+FD over n generated and m real images is too large by about c (1/n + 1/m), with c a property of the features.
+c is measured on real images: FD of two disjoint halves, mean over 10 splits, is c (2 / half).
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def floor(halves: dict[str, Any], n: int, m: int) -> dict[str, Any]:
     """
     scale = (1 / n + 1 / m) / (2 / halves["half"])
     how = (
-        f"FD of two disjoint halves ({halves['half']} images each) of the real images, mean of {SPLITS} splits, "
-        f"times (1/{n} + 1/{m}) / (2/{halves['half']}); KID between the halves of one split"
+        f"FD of two disjoint halves ({halves['half']} images each) of the real images, mean of {SPLITS} "
+        f"splits, times (1/{n} + 1/{m}) / (2/{halves['half']}); KID between the halves of one split"
     )
     return {"fd": halves["fd"] * scale, "kid": halves["kid"], "n": n, "m": m, "how": how}

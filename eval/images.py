@@ -65,7 +65,8 @@ class Generated:
         try:
             return to_uint8(x).cpu()
         except ValueError as error:
-            remedy = f"seed {self.seed}, images {start} to {stop - 1}: {error}; the network has diverged, retrain it"
+            where = f"seed {self.seed}, images {start} to {stop - 1}"
+            remedy = f"{where}: {error}; the network has diverged, train it again"
             raise UserError(self.sampler.name, None, remedy) from None
 
 

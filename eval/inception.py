@@ -17,9 +17,10 @@ KEY = "eval.inception_weights"
 
 
 def inception_weights(path: Path | None) -> Path:
-    """The weights file: the user's, or torch-fidelity's, downloaded into torch's hub folder when it is not there.
+    """The weights file: the user's, or torch-fidelity's, fetched into torch's hub folder if not there.
 
-    UserError: the user's file is missing; the download failed (which file, where it is looked for, how to supply it).
+    UserError: the user's file is missing; the download failed (which file, where it is looked for, and how
+    to supply it).
     """
     if path is not None:
         if not Path(path).is_file():
@@ -70,12 +71,12 @@ def _check_names(path: Path, tensors: object) -> None:
     wrong = [name for name in expected if name not in tensors or tuple(tensors[name].shape) != expected[name]]
     wrong += [name for name in tensors if name not in expected]
     if wrong:
-        remedy = f"is not InceptionV3 as torch-fidelity has it: {len(wrong)} tensors missing, extra or of another shape"
-        raise UserError(KEY, str(path), f"{remedy}, the first is {wrong[0]!r}")
+        faults = f"{len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]!r}"
+        raise UserError(KEY, str(path), f"is not torch-fidelity's InceptionV3: {faults}")
 
 
 def _expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torch-fidelity's network, which are those of torchvision's without auxiliary logits."""
+    """Names and shapes of torch-fidelity's network: those of torchvision's without auxiliary logits."""
     from torchvision.models import Inception3
 
     with torch.device("meta"):
@@ -94,5 +95,6 @@ def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Calla
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
         )
-    network = network.to(device=device, memory_format=torch.channels_last)
+    # channels_last: several times faster on a processor, features equal to 1e-6 of their size
+    network = network.to(device).to(memory_format=torch.channels_last)
     return lambda images: network(images)[0]

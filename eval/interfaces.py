@@ -1,4 +1,4 @@
-"""What evaluation sees: noise that is keyed per image, anything that makes images, anything that holds them."""
+"""What evaluation sees: noise keyed per image, anything that makes images, anything that holds them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -27,8 +27,8 @@ class Sampler(Protocol):
     """Anything that makes images: a teacher under a solver, a student at some number of steps, a pipeline.
 
     `name` is unique in a table ("teacher@ddim:50", "student@1"), `label` is for people, `kind` is "teacher"
-    or "student", `nfe` counts network evaluations for one image, `shape` is (C, H, W), `num_classes` is None for
-    an unconditional model, `schedule` holds the timesteps or sigmas that are used.
+    or "student", `nfe` counts network evaluations for one image, `shape` is (C, H, W), `num_classes` is None
+    for an unconditional model, `schedule` holds the timesteps or sigmas that are used.
     """
 
     name: str

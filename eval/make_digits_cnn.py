@@ -2,8 +2,9 @@
 
     python -m fewstep.eval.make_digits_cnn [eval/weights/digits-cnn.safetensors]
 
-Four fifths of the digits train it, under shifts by up to one pixel and Gaussian noise; the held-out fifth gives the
-accuracy that is printed and kept in the file. One thread and a fixed seed: the same versions give the same bytes.
+Four fifths of the digits train it, under shifts by up to one pixel and Gaussian noise; the held-out fifth
+gives the accuracy that is printed and kept in the file. One thread and a fixed seed: the same versions and
+processor give the same bytes.
 """
 
 import platform
@@ -66,7 +67,8 @@ def main(path: Path) -> None:
         "accuracy_held_out": f"{accuracy:.4f}",
         "script": "fewstep.eval.make_digits_cnn",
         "data": "scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0)",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, sklearn {sklearn.__version__}",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"scikit-learn {sklearn.__version__}",
         "sha256_tensors": sha256_tensors(weights),
     }
     write_bytes(path, save(weights, metadata))

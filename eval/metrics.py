@@ -24,7 +24,7 @@ class Statistics:
 
 
 class RunningStatistics:
-    """Mean and covariance of features that arrive in batches, summed in float64 about the first batch's mean."""
+    """Mean and covariance of features that come in batches: float64 sums about the first batch's mean."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -58,7 +58,7 @@ def statistics(features: Tensor) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)): torch-fidelity's function on float64 statistics."""
+    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), by torch-fidelity in float64."""
     pair = [{"mu": side.mean, "sigma": side.covariance} for side in (a, b)]
     return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
 
@@ -80,6 +80,6 @@ def kernel_distance(generated: Tensor, real: Tensor, subset_size: int) -> float:
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, 3 neighbours) of features [N, D], each in 0..1."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019, 3 neighbours) of features [N, D], in 0..1."""
     metric = prc_features_to_metric(generated, real, save_cpu_ram=True, verbose=False)
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]

@@ -1,5 +1,7 @@
 """Noise that depends on (seed, image index) alone."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,9 @@ class KeyedNoise:
         if not 0 <= start < stop <= INDICES:
             raise ValueError(f"image indices {start}..{stop - 1} are empty or outside 0..{INDICES - 1}")
         self.shape = (1, *shape)
-        self.generators = [torch.Generator("cpu").manual_seed(seed * INDICES + i) for i in range(start, stop)]
+        self.generators: Sequence[torch.Generator] = [
+            torch.Generator("cpu").manual_seed(seed * INDICES + i) for i in range(start, stop)
+        ]
 
     def draw(self) -> Tensor:
         """[stop - start, C, H, W] float32: the next `torch.randn((1, C, H, W))` of each generator."""

@@ -21,7 +21,7 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
 def save_neighbours(
     folder: Path, sampler: str, images: Tensor, neighbours: Neighbours, training: TrainingImages
 ) -> None:
-    """Write neighbours.png (above generated images, below the training image nearest to each) and neighbours.json.
+    """Write neighbours.png (generated images above the training image nearest to each) and neighbours.json.
 
     Eight columns are the first images of the block, eight those that lie closest to a training image.
     """

@@ -1,9 +1,11 @@
 """Features of the reference images, computed once and kept with their provenance.
 
-The cache folder is $FEWSTEP_CACHE, by default ~/.cache/fewstep/references. A file is named by the hash of (sha256 of
-the images' pixels, sha256 of the extractor, resize), so that another data set or extractor can't meet a wrong file.
+The cache folder is $FEWSTEP_CACHE, by default ~/.cache/fewstep/references. A file is named by the hash of
+(sha256 of the images' pixels, sha256 of the extractor, resize): another data set or extractor can't meet a
+wrong file.
 """
 
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -42,9 +44,9 @@ class Reference:
 
 
 def sha256_images(images: Tensor) -> str:
-    """sha256 of the shape and pixels of uint8 [N, C, H, W]."""
-    digest = sha256(f"{tuple(images.shape)}\n".encode())
-    digest.update(images.contiguous().numpy())
+    """sha256 of the shape (as a JSON list) and the pixels of uint8 [N, C, H, W]."""
+    digest = sha256(json.dumps(list(images.shape)).encode())
+    digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Speed ratios of the students: against the full DDPM teacher, and against the cheapest solver that is as good."""
+"""Speed ratios of the students: against the full DDPM teacher and the cheapest solver that is as good."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,9 @@ WITHIN = 1.1  # "as good": a Frechet distance of at most 1.1 times the student's
 def speed_ratios(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each student: how many times the images per second of a teacher's sampler it makes.
 
-    {"student@1": {"against_ddpm": x | null, "against_cheapest_within_10pct": {"name", "ratio"} | null}}, from sampler
-    result files of one protocol. Null: no DDPM in the table; no quality, or no solver within 10 % of the student's.
+    {"student@1": {"against_ddpm": x | null, "against_cheapest_within_10pct": {"name", "ratio"} | null}}, from
+    sampler results of one protocol. Null: no DDPM in the table; no quality, or no solver within 10 % of the
+    student's.
     """
     teachers = [result for result in results if result["kind"] == "teacher"]
     return {

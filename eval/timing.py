@@ -1,7 +1,7 @@
 """Time: noise in, finished float images out, on the device.
 
-Loading and compiling are not in it. Each sampler is warmed up, the device is synchronised before and after each
-run, and the samplers take turns (A B A B), so that a machine that grows slower does so for all of them.
+Loading and compiling are not in it. Each sampler is warmed up, the device is synchronised before and after
+each run, and the samplers take turns (A B A B), so that a machine that grows slower does so for all of them.
 """
 
 import statistics
@@ -25,8 +25,9 @@ KEYED_BATCH = 64  # images of the run of a sampler that is timed on one batch on
 class Limits:
     """How long to measure.
 
-    latency_runs: most runs at batch 1. latency_seconds: most seconds of them for one sampler (one run at least).
-    batch_sizes: tried for throughput. throughput_seconds: most seconds of throughput runs for one sampler.
+    latency_runs: most runs at batch 1. latency_seconds: most seconds of them for one sampler, one run at
+    least. batch_sizes: tried for throughput. throughput_seconds: most seconds of throughput runs for one
+    sampler.
     """
 
     latency_runs: int
@@ -43,7 +44,7 @@ class BatchNoise:
 
     def __init__(self, shape: tuple[int, int, int], batch: int, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
-        self.generators = [generator] * batch
+        self.generators: Sequence[torch.Generator] = [generator] * batch
         self.shape = (batch, *shape)
 
     def draw(self) -> Tensor:
@@ -54,7 +55,7 @@ class BatchNoise:
 
 @dataclass
 class Clock:
-    """One sampler's measurements, in seconds. `images` uint8 is kept of a sampler timed on one keyed batch."""
+    """One sampler's measurements, in seconds; `images` uint8 of a sampler timed on one keyed batch."""
 
     sampler: Sampler
     warmup: float = 0.0
@@ -97,8 +98,8 @@ def measure(
 ) -> list[Clock]:
     """Time every sampler: latency at batch 1, then throughput.
 
-    Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed noise of
-    seed 0 so that they serve as sample images too.
+    Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed
+    noise of seed 0 so that they serve as sample images too.
     """
     clocks = [Clock(sampler) for sampler in samplers]
     _latency(clocks, device, limits)
@@ -125,8 +126,8 @@ def _latency(clocks: list[Clock], device: torch.device, limits: Limits) -> None:
 def _choose_batches(clocks: list[Clock], device: torch.device, limits: Limits, keyed: set[str]) -> None:
     """The best batch size of each network, found with the sampler of fewest evaluations.
 
-    A sampler for which one run at that size would take longer than throughput_seconds gets the largest listed size
-    that does not, or the smallest listed one.
+    A sampler for which one run at that size would take longer than throughput_seconds gets the largest listed
+    size that does not, or the smallest listed one.
     """
     networks: dict[tuple[str, int], list[Clock]] = {}
     for clock in clocks:
@@ -144,7 +145,7 @@ def _choose_batches(clocks: list[Clock], device: torch.device, limits: Limits, k
 
 
 def _probe(sampler: Sampler, device: torch.device, limits: Limits) -> dict[int, float]:
-    """Seconds of one run at each batch size, up to the first that takes too long or does not fit the memory."""
+    """Seconds of one run at each batch size, up to the first that takes too long or does not fit."""
     seconds: dict[int, float] = {}
     for batch in sorted(limits.batch_sizes):
         try:
