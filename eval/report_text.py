@@ -1,0 +1,169 @@
+"""A report's numbers in words: formats, headline, table, made from results.json's content."""
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+Results = dict[str, Any]
+Sampler = dict[str, Any]
+NONE = "–"
+WORDS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+COLUMNS = (
+    "Sampler",
+    "NFE",
+    "{metric} ↓",
+    "minus floor ↓",
+    "KID ↓",
+    "Precision ↑",
+    "Recall ↑",
+    "Near-copies",
+    "Latency, ms: median (p90) ↓",
+    "Images/s ↑",
+    "Speedup ↑",
+)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to `digits` significant figures, thousands separated, in exponent form only below 1e-4."""
+    if value != 0 and abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    magnitude = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return f"{value:,.{max(digits - 1 - magnitude, 0)}f}"
+
+
+def share(value: float) -> str:
+    """A share of 0..1 as a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "4.2 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def spread(metric: dict[str, Any] | None) -> str:
+    """Mean ± standard deviation over seed blocks; the mean alone where one block gives no interval."""
+    if metric is None:
+        return NONE
+    if metric["sd"] is None:
+        return number(metric["mean"])
+    decimals = len(number(metric["mean"]).partition(".")[2])
+    if "e" in number(metric["mean"]) or 0 < metric["sd"] < 0.5 * 10**-decimals:
+        return f"{number(metric['mean'])} ± {number(metric['sd'], 1)}"
+    return f"{number(metric['mean'])} ± {metric['sd']:,.{decimals}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def mean(sampler: Sampler, metric: str) -> float | None:
+    """A metric's mean over the seed blocks, or None where it was not measured."""
+    entry = (sampler["quality"] or {}).get("metrics", {}).get(metric)
+    return None if entry is None else entry["mean"]
+
+
+def of_kind(results: Results, kind: str) -> list[Sampler]:
+    """The samplers of "teacher" or "student", in the table's order."""
+    return [sampler for sampler in results["samplers"] if sampler["kind"] == kind]
+
+
+def short_label(sampler: Sampler) -> str:
+    """ "Teacher, DDIM, 50 steps" -> "DDIM, 50 steps"; a student keeps its label."""
+    return sampler["label"].removeprefix("Teacher, ")
+
+
+def best_teacher(results: Results) -> Sampler | None:
+    """The teacher's sampler with the lowest FD."""
+    measured = [sampler for sampler in of_kind(results, "teacher") if mean(sampler, "fd") is not None]
+    return min(measured, key=lambda sampler: sampler["quality"]["metrics"]["fd"]["mean"], default=None)
+
+
+def fastest_student(results: Results) -> Sampler | None:
+    """The student's sampler with the fewest network evaluations, among those whose quality was measured."""
+    measured = [sampler for sampler in of_kind(results, "student") if mean(sampler, "fd") is not None]
+    return min(measured, key=lambda sampler: sampler["nfe"], default=None)
+
+
+def full_ddpm(results: Results) -> Sampler | None:
+    """The teacher's ancestral sampler, against which a speedup is stated."""
+    return next((s for s in results["samplers"] if s["name"].startswith("teacher@ddpm:")), None)
+
+
+def speedup(results: Results, sampler: Sampler) -> float | None:
+    """How many times DDPM's throughput, as the benchmark states it."""
+    return (results["benchmark"]["speed"].get(sampler["name"]) or {}).get("against_ddpm")
+
+
+def headline(results: Results) -> str:
+    """The run in one sentence: evaluations, speedup, and quality beside the teacher's best."""
+    student, teacher, ddpm = fastest_student(results), best_teacher(results), full_ddpm(results)
+    if student is None:
+        return f"{results['name']}: no student’s quality was measured."
+    nfe = student["nfe"]
+    count = WORDS[nfe] if nfe < len(WORDS) else f"{nfe:,}"
+    start = f"{count} network evaluation{'' if nfe == 1 else 's'}"
+    quality = f"{results['benchmark']['metric_name']} {number(student['quality']['metrics']['fd']['mean'])}"
+    if teacher is not None:
+        best = number(teacher["quality"]["metrics"]["fd"]["mean"])
+        quality += f" against the teacher’s best {best} ({short_label(teacher)})"
+    ratio = speedup(results, student)
+    if ddpm is None or ratio is None:
+        return f"{start}: {quality}."
+    return f"{start} instead of {ddpm['nfe']:,}: {number(ratio)}× faster than DDPM, at {quality}."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler's line of the table, as text."""
+
+    sampler: Sampler
+    cells: tuple[str, ...]
+
+
+def columns(results: Results) -> tuple[str, ...]:
+    """The table's headings, with the metric by its own name."""
+    return tuple(column.format(metric=results["benchmark"]["metric_name"]) for column in COLUMNS)
+
+
+def rows(results: Results) -> list[Row]:
+    """The table, a row a sampler."""
+    return [Row(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
+
+
+def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
+    metrics = (sampler["quality"] or {}).get("metrics", {})
+    copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
+    return (
+        sampler["label"],
+        f"{sampler['nfe']:,}",
+        *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
+        NONE if copies is None else share(copies),
+        NONE if timing is None else _latency(timing["latency_ms"]),
+        NONE if timing is None else number(timing["throughput"]["images_per_second"]),
+        NONE if ratio is None else f"{number(ratio)}×",
+    )
+
+
+def _latency(latency: dict[str, Any]) -> str:
+    median = number(latency["median"])
+    return median if latency["p90"] is None else f"{median} ({number(latency['p90'])})"
+
+
+def results_table_markdown(results: Results) -> str:
+    """The table in GitHub's markdown, the one that results.md and a README show."""
+    head = [markdown_text(text) for text in columns(results)]
+    lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(markdown_text(cell) for cell in row.cells) + " |" for row in rows(results)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text that markdown and a table cell show as it stands."""
+    return html.escape(text, quote=False).replace("|", "\\|")
