@@ -102,7 +102,10 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Validated by the section that holds it, which knows its dotted name."""
+    """One training run.
+
+    Validated by the section that holds it, which knows its dotted name.
+    """
 
     kimg: Annotated[float, "length in thousands of images"]
     batch_size: Annotated[int, "images per optimizer step, over all processes"]

@@ -72,7 +72,7 @@ def load_config(source: str | Path = DEFAULT_PRESET, overrides: Mapping[str, Any
     """The configuration of a preset or YAML file, with `overrides` by dotted key (text is read like YAML)."""
     values = file_values(source)
     for name, value in (overrides or {}).items():
-        known = _known(name, name)
+        known = known_key(name, name)
         values[known] = read_value(known, value)
     return config_from_values(values)
 
@@ -170,14 +170,15 @@ def _flatten(nested: Mapping[Any, Any], where: Path | None, prefix: str = "") ->
 
 
 def _read_all(flat: Mapping[str, Any], where: Path | None = None) -> dict[str, Any]:
-    return {name: read_value(_known(name, _at(where, name)), value, where) for name, value in flat.items()}
+    return {name: read_value(known_key(name, _at(where, name)), value, where) for name, value in flat.items()}
 
 
 def _at(where: Path | None, name: str) -> str:
     return name if where is None else f"{where}: {name}"
 
 
-def _known(name: str, shown: str) -> str:
+def known_key(name: str, shown: str) -> str:
+    """`name`, if it is a dotted key; else the UserError (about `shown`) names the nearest one."""
     keys = config_keys()
     if name in keys:
         return name

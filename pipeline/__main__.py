@@ -1,0 +1,7 @@
+"""`python -m fewstep.pipeline` is the `fewstep` command."""
+
+import sys
+
+from fewstep.pipeline.cli import main
+
+sys.exit(main())
