@@ -40,7 +40,10 @@ def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
         x_0 = denoised_from_output(output, x / abar.sqrt(), ((1 - abar) / abar).sqrt(), teacher.prediction)
         if scheduler.config["clip_sample"]:
             x_0 = x_0.clamp(-scheduler.config["clip_sample_range"], scheduler.config["clip_sample_range"])
-        x = abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0 + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
+        x = (
+            abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0
+            + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
+        )
         if not last:
             variance = ((1 - abar_next) / (1 - abar) * (1 - alpha)).clamp(min=1e-20)
             x = x + variance.sqrt() * draw()
@@ -76,7 +79,9 @@ def sample_scheduler(
     x = draw() * scheduler.init_noise_sigma
     scheduler.set_timesteps(len(scheduler.timesteps))
     for t in scheduler.timesteps:
-        output = teacher.unet(scheduler.scale_model_input(x, int(t)), t.to(x.device)).sample[:, : teacher.shape[0]]
+        output = teacher.unet(scheduler.scale_model_input(x, int(t)), t.to(x.device)).sample[
+            :, : teacher.shape[0]
+        ]
         x = scheduler.step(output.float(), t, x, return_dict=False)[0]  # type: ignore[arg-type]
     return x.clamp(-1, 1)
 

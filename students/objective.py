@@ -1,0 +1,110 @@
+"""Discrete consistency objectives: loss = weight(t, r) * distance(f(x_t, t), stopgrad f~(x_r, r)).
+
+Four parts make one: the pairs (t, r), the bridge from x_t to x_r, the distance, and the target network. `OBJECTIVES`
+names the compositions.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewstep.students.bridges import Bridge, data_bridge, heun_bridge
+from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.pairs import ECTPairs, Pairs
+from fewstep.teachers.interfaces import (
+    Batch,
+    Denoiser,
+    Evaluations,
+    LossTerms,
+    Objective,
+    Progress,
+    per_image,
+    randn,
+)
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def pseudo_huber(c: float) -> Distance:
+    """sqrt(||a - b||^2 + c^2) - c over the whole image, [B] (Song & Dhariwal 2023, eq. 7); c > 0."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        squared = (a - b).square().flatten(1).sum(dim=1)
+        return (squared + c**2).sqrt() - c
+
+    return distance
+
+
+class ConsistencyObjective(Objective):
+    """Train `network` so that neighbouring points of a trajectory map to the same image.
+
+    The target is the network itself without gradient, with the same dropout mask as the gradient branch. Where
+    r = sigma_min the target is x_r, since f(x, sigma_min) = x.
+    """
+
+    network: ConsistencyModel
+
+    def __init__(
+        self,
+        network: ConsistencyModel,
+        *,
+        pairs: Pairs,
+        bridge: Bridge,
+        distance: Distance,
+        cost: Evaluations,
+    ) -> None:
+        super().__init__()
+        self.network, self.pairs, self.bridge, self.distance, self.cost = (
+            network,
+            pairs,
+            bridge,
+            distance,
+            cost,
+        )
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
+        """Losses [B] of images [B,C,H,W] in [-1, 1]."""
+        x_0 = batch.images
+        pairs = self.pairs(len(x_0), progress, generator)
+        t, r, weight = (value.to(x_0.device) for value in (pairs.t, pairs.r, pairs.weight))
+        eps = randn(tuple(x_0.shape), generator, x_0.device)
+        x_t, x_r = x_0 + per_image(t) * eps, self.bridge(x_0, eps, t, r)
+        with torch.random.fork_rng(devices=[x_0.device] if x_0.is_cuda else []):
+            estimate = self.network(x_t, t)
+        with torch.no_grad():
+            target = self.network(x_r, r)
+        distance = self.distance(estimate, target)
+        return LossTerms(loss=weight * distance, sigma=t)
+
+
+def consistency_distillation(
+    network: ConsistencyModel, teacher: Denoiser, doublings: int
+) -> ConsistencyObjective:
+    """CD (Song 2023, algorithm 2) with a Heun bridge, on ECT's pairs and weight."""
+    return ConsistencyObjective(
+        network,
+        pairs=ECTPairs(sigma_min=network.sigma_min, sigma_max=network.sigma_max, doublings=doublings),
+        bridge=heun_bridge(teacher),
+        distance=pseudo_huber(1e-8),
+        cost=Evaluations(student=1, target=1, teacher=2),
+    )
+
+
+def easy_consistency_tuning(
+    network: ConsistencyModel, teacher: Denoiser, doublings: int
+) -> ConsistencyObjective:
+    """ECT (Geng 2024): the data bridge; the teacher gives the starting weights alone."""
+    return ConsistencyObjective(
+        network,
+        pairs=ECTPairs(sigma_min=network.sigma_min, sigma_max=network.sigma_max, doublings=doublings),
+        bridge=data_bridge,
+        distance=pseudo_huber(1e-8),
+        cost=Evaluations(student=1, target=1),
+    )
+
+
+OBJECTIVES: dict[str, Callable[[ConsistencyModel, Denoiser, int], ConsistencyObjective]] = {
+    "cd": consistency_distillation,
+    "ect": easy_consistency_tuning,
+}

@@ -1,0 +1,56 @@
+"""Writing a student as a stock ConsistencyModelPipeline folder, and the round trip that checks it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ConsistencyModelPipeline
+
+from fewstep.students.consistency import ConsistencyModel, sample_consistency
+
+ROUND_TRIP_TOLERANCE = 1e-4
+"""Largest difference allowed between a pixel of ours and the stock pipeline's, of a range of 2."""
+
+
+def save_student(model: ConsistencyModel, folder: Path) -> dict[int, float]:
+    """Write model_index.json, unet/ and scheduler/ (safetensors, float32), then check the round trip.
+
+    Returns the largest pixel difference from the stock pipeline at 1, 2 and 4 steps (those that the grid has).
+    Raises ValueError when one exceeds ROUND_TRIP_TOLERANCE: the folder must then not be used.
+    """
+    scheduler = model.grid.scheduler(model.sigma_min, model.sigma_max, model.sigma_data)
+    assert scheduler.config["sigma_min"] == float(np.float32(scheduler.config["sigma_min"]))
+    unet = model.clone().unet.to("cpu", torch.float32).eval()  # type: ignore[arg-type]
+    ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    return round_trip(model, folder)
+
+
+def round_trip(model: ConsistencyModel, folder: Path, num: int = 4) -> dict[int, float]:
+    """Largest difference of `num` images, steps -> value in units of [-1, 1], between our sampler and stock diffusers."""
+    ours = model.clone().to("cpu").eval()
+    pipeline = ConsistencyModelPipeline.from_pretrained(str(folder), use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    differences = {}
+    for steps in (1, 2, 4):
+        if steps >= model.grid.num_train_timesteps:
+            continue
+        generators = [torch.Generator("cpu").manual_seed(index) for index in range(num)]
+        stock = pipeline(
+            batch_size=num, num_inference_steps=steps, generator=_fresh(generators), output_type="np"
+        ).images
+        mine = sample_consistency(ours, model.step_sigmas(steps), lambda: _draw(generators, model.shape))  # noqa: B023
+        differences[steps] = float(np.abs(mine.permute(0, 2, 3, 1).numpy() - (stock * 2 - 1)).max())
+        if not differences[steps] <= ROUND_TRIP_TOLERANCE:
+            raise ValueError(
+                f"{folder}: stock diffusers differs by {differences[steps]:.3g} at {steps} steps "
+                f"(allowed {ROUND_TRIP_TOLERANCE}); the student was not saved"
+            )
+    return differences
+
+
+def _fresh(generators: list[torch.Generator]) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(generator.initial_seed()) for generator in generators]
+
+
+def _draw(generators: list[torch.Generator], shape: tuple[int, int, int]) -> torch.Tensor:
+    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
