@@ -1,0 +1,131 @@
+"""Checkpoints of a training stage: complete, verified folders of safetensors and JSON.
+
+A checkpoint is written into a staging folder, fsynced, described by a MANIFEST (sha256 and size of each file),
+renamed into place and verified; only then is the oldest removed.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.files import read_json, sha256_file, staged_folder, write_json
+
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What a checkpoint holds: the objective's and the average's tensors, the optimizer's, and the step."""
+
+    objective: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: str, keep: int) -> Path:
+    """Write `folder`/step-NNNNNNNNN and remove all but the newest `keep`, two at the least. Returns its path."""
+    target = folder / f"step-{step:09d}"
+    with staged_folder(target) as stage:
+        save_file(_tensors(state.objective.state_dict()), stage / "objective.safetensors")
+        save_file(_tensors(state.ema.state_dict()), stage / "ema.safetensors")
+        save_file(_optimizer_tensors(state.optimizer), stage / "optimizer.safetensors")
+        files = {
+            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size}
+            for path in sorted(stage.iterdir())
+        }
+        write_json(stage / MANIFEST, {"format": 1, "step": step, "config_hash": config_hash, "files": files})
+    verify_checkpoint(target)
+    for old in list_checkpoints(folder)[: -max(keep, 2)]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first; staging leftovers are not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file has the size and sha256 that it names; else UserError."""
+    manifest = read_json(path / MANIFEST)
+    if (
+        not isinstance(manifest, dict)
+        or not isinstance(manifest.get("files"), dict)
+        or "step" not in manifest
+    ):
+        raise UserError(path / MANIFEST, None, "is no checkpoint manifest")
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(file, None, f"is missing from the checkpoint of step {manifest['step']}")
+        if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
+            raise UserError(
+                file, None, f"is corrupt (checkpoint of step {manifest['step']}): sha256 or size differs"
+            )
+    return manifest
+
+
+def latest_checkpoint(folder: Path, config_hash: str, say: Any) -> Path | None:
+    """The newest good checkpoint, or None where there is none at all.
+
+    A corrupt one is named through `say` and the one before it is taken. When checkpoints exist and none is good, or
+    the good one was made by another configuration, that is a UserError: never a fresh start in silence.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
+        try:
+            manifest = verify_checkpoint(path)
+        except UserError as error:
+            say(f"WARNING: {error}; trying the checkpoint before it")
+            continue
+        if manifest["config_hash"] != config_hash:
+            raise UserError(
+                path,
+                None,
+                "was made by another configuration; go back to that configuration, give the run another name "
+                f"(--name), or remove {folder} to start this stage anew",
+            )
+        return path
+    if checkpoints:
+        raise UserError(folder, None, "holds no good checkpoint; remove the folder to start this stage anew")
+    return None
+
+
+def load_checkpoint(path: Path, state: TrainingState) -> int:
+    """Load a verified checkpoint into `state` and return its step: the next one to train."""
+    manifest = verify_checkpoint(path)
+    state.objective.load_state_dict(load_file(path / "objective.safetensors"))
+    state.ema.load_state_dict(load_file(path / "ema.safetensors"))
+    _load_optimizer(state.optimizer, load_file(path / "optimizer.safetensors"))
+    return int(manifest["step"])
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,37 @@
+"""Randomness keyed by what it is for, so that there is no generator state to save or lose.
+
+A number depends on (seed, stream, step, slice) alone, where a slice is a fixed part of the global batch: the same
+on one process or several, after any interruption. The order of the data is keyed by (seed, epoch).
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def key(seed: int, stream: str, *counters: int) -> int:
+    """A 32-bit key: the first bytes of a hash (the CPU generator keeps 32 bits of its seed)."""
+    text = ":".join([str(seed), stream, *map(str, counters)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def keyed_generator(seed: int, stream: str, *counters: int) -> torch.Generator:
+    """A CPU generator of its own for this key."""
+    return torch.Generator("cpu").manual_seed(key(seed, stream, *counters))
+
+
+def batch_indices(seed: int, num_images: int, batch_size: int, step: int) -> Tensor:
+    """Indices of the global batch of `step`, int64 [batch_size].
+
+    The images are passed in a new order every epoch, without a break between epochs; each epoch sees every image
+    once.
+    """
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // num_images
+    indices = torch.empty_like(positions)
+    for epoch in epochs.unique().tolist():
+        order = torch.randperm(num_images, generator=keyed_generator(seed, "order", epoch))
+        chosen = epochs == epoch
+        indices[chosen] = order[positions[chosen] % num_images]
+    return indices

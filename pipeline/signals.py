@@ -1,0 +1,60 @@
+"""SIGTERM and Ctrl-C: at once outside training, after the step within it. Exit codes 143 and 130."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class PendingSignal:
+    """Which signal asked to stop, if one did."""
+
+    number: int | None = None
+
+    def leave(self) -> None:
+        """Raise what the signal means: KeyboardInterrupt, or SystemExit(143)."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise SystemExit(128 + self.number)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[PendingSignal]:
+    """Within, SIGTERM and Ctrl-C only set `.number`: the caller reads it once a step, saves and leaves."""
+    pending = PendingSignal()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pending.number = number
+
+    with _handlers(note):
+        yield pending
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """Within, SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        pending = PendingSignal()
+        pending.number = number
+        pending.leave()
+
+    with _handlers(leave):
+        yield
+
+
+@contextmanager
+def _handlers(handler: object) -> Iterator[None]:
+    try:
+        before = {number: signal.signal(number, handler) for number in _SIGNALS}  # type: ignore[arg-type]
+    except ValueError:  # not the main thread: signals are the main thread's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
