@@ -15,7 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 # A colour that stands for a CSS variable: the page decides what it looks like in light and in dark.
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
@@ -159,28 +158,27 @@ def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point], fixed: An
     """Write each point's label at the nearest spot that covers no other label, marker or line."""
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
-    renderer, frame = canvas.get_renderer(), axes.get_window_extent()
-    pixels = figure.dpi / 72
-    taken = [fixed.get_window_extent(renderer)]
+    renderer, frame = canvas.get_renderer(), axes.get_window_extent().get_points().ravel()
+    boxes = [fixed.get_window_extent(renderer).get_points().ravel()]
+    reach = 5 * figure.dpi / 72
     for point in points:
         sd = point.sd or 0.0
         (x, low), (_, high) = axes.transData.transform([(point.ms, point.fd - sd), (point.ms, point.fd + sd)])
-        taken.append(Bbox.from_extents(x - 5 * pixels, low - 5 * pixels, x + 5 * pixels, high + 5 * pixels))
-    front = [axes.transData.transform((p.ms, p.fd)) for p in pareto_front(points)]
+        boxes.append(np.array([x - reach, low - reach, x + reach, high + reach]))
+    front = [axes.transData.transform((point.ms, point.fd)) for point in pareto_front(points)]
     for start, stop in pairwise(front):
-        for x, y in np.linspace(start, stop, 40):
-            taken.append(Bbox.from_extents(x - pixels, y - pixels, x + pixels, y + pixels))
+        boxes += [np.array([x - 1, y - 1, x + 1, y + 1]) for x, y in np.linspace(start, stop, 40)]
     for point in points:
         candidates = []
         for spot in _spots():
             text = _label(axes, point, spot)
-            box = text.get_window_extent(renderer)
+            box = text.get_window_extent(renderer).padded(1).get_points().ravel()
             text.remove()
-            cost = sum(_overlap(box, other) for other in taken) + _outside(box, frame)
-            candidates.append((cost, spot, box))
-        _, spot, box = min(candidates, key=lambda candidate: round(candidate[0], 6))
+            outside = _overlap(box, box[None]) - _overlap(box, frame[None])
+            candidates.append((round(_overlap(box, np.stack(boxes)) + outside, 6), spot, box))
+        _, spot, box = min(candidates, key=lambda candidate: candidate[0])
         _label(axes, point, spot)
-        taken.append(box.padded(2))
+        boxes.append(box)
 
 
 def _label(axes: Axes, point: Point, spot: tuple[float, float, str]) -> Annotation:
@@ -207,14 +205,10 @@ def _spots() -> Iterator[tuple[float, float, str]]:
             yield -7, y, "right"
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    both = Bbox.intersection(a, b)
-    return 0.0 if both is None else both.width * both.height
-
-
-def _outside(box: Bbox, frame: Bbox) -> float:
-    inside = Bbox.intersection(box, frame)
-    return box.width * box.height - (0.0 if inside is None else inside.width * inside.height)
+def _overlap(box: np.ndarray, others: np.ndarray) -> float:
+    """Area that a box [4] (x0, y0, x1, y1) shares with boxes [N, 4], added up."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    return float((high - low).clip(0).prod(1).sum())
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """`report/`, from a run's files alone: index.html for people, results.md, results.json for programs."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from fewstep.eval import plots
-from fewstep.eval.report_images import STRIP_WIDTH, grid, image_side, strip
+from fewstep.eval.report_images import grid, image_side, neighbours, strip
 from fewstep.eval.report_inputs import RunFiles, flatten, read_run
 from fewstep.eval.report_notes import caveats, comparisons, tiles
 from fewstep.eval.report_text import (
@@ -89,7 +90,7 @@ def _page(run: RunFiles, results: Results) -> str:
         quality_plot=_quality_plot(results),
         curves_plot=plots.training_curves(run.logs),
         total_seconds=sum(stage["seconds"] for stage in results["stages"]),
-        neighbours=run.neighbours,
+        neighbours=_neighbours(run),
         **_pictures(run, results),
     )
 
@@ -105,7 +106,23 @@ def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:
         "grids": [(sampler, grid(run.grids[sampler["name"]], side)) for sampler in shown],
         "others": [(sampler, grid(run.grids[sampler["name"]], side)) for sampler in folded],
         "real": grid(run.real, side),
-        "neighbours_picture": grid(run.neighbours_image, side, STRIP_WIDTH),
+    }
+
+
+def _neighbours(run: RunFiles) -> dict[str, Any]:
+    """Whose images, the threshold of a near-copy, and the columns by how they were picked."""
+    columns, side, parts = run.neighbours["columns"], image_side(run.real), []
+    start = 0
+    for picked, group in groupby(columns, key=lambda column: column["picked"]):
+        distances = [column["distance"] for column in group]
+        picture = neighbours(run.neighbours_image, side, slice(start, start + len(distances)))
+        parts.append({"picked": picked, "distances": distances, "picture": picture})
+        start += len(distances)
+    labels = {sampler["name"]: sampler["label"] for sampler in run.results["samplers"]}
+    return {
+        "label": labels[run.neighbours["sampler"]],
+        "threshold": run.neighbours["threshold"],
+        "parts": parts,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 SIDE = 8  # images along a side of a stored grid
-STRIP_IMAGES, STRIP_WIDTH, GRID_WIDTH = 16, 1080, 396
+STRIP_IMAGES, STRIP_WIDTH, GRID_WIDTH, NEIGHBOURS_WIDTH = 16, 1080, 396, 580
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,18 @@ class Picture:
     sharp: bool
 
 
-def grid(png: bytes, side: int, limit: int = GRID_WIDTH) -> Picture:
+def grid(png: bytes, side: int) -> Picture:
     """Square images tiled without gaps, `side` pixels each, parted by a transparent pixel for the page."""
     tiled = _rgba(png)
-    return _picture(_parted([_row(tiled, line, side) for line in range(tiled.height // side)], side), limit)
+    return _picture(
+        _parted([_row(tiled, line, side) for line in range(tiled.height // side)], side), GRID_WIDTH
+    )
+
+
+def neighbours(png: bytes, side: int, columns: slice) -> Picture:
+    """Some columns of neighbours.png: generated images above, the nearest training images below."""
+    tiled = _rgba(png)
+    return _picture(_parted([_row(tiled, line, side)[columns] for line in range(2)], side), NEIGHBOURS_WIDTH)
 
 
 def strip(png: bytes, side: int) -> Picture:

@@ -19,7 +19,7 @@ class RunFiles:
     """What a report is made from.
 
     results: the content of results.json less its headline; grids: PNG bytes of 8x8 images by sampler name
-    (a sampler that was only timed has none); logs: the training records of "teacher" and "student" in order.
+    (a sampler that was only timed may have none); logs: training records of "teacher" and "student", in order.
     """
 
     results: dict[str, Any]
@@ -46,7 +46,6 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     ]
     for sampler in samplers:
         _check_protocol(run_dir, benchmark["protocol"], sampler)
-    measured = [sampler["name"] for sampler in samplers if sampler["quality"] is not None]
     return RunFiles(
         results={
             "format": 1,
@@ -59,15 +58,23 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "benchmark": benchmark,
             "samplers": samplers,
         },
-        grids={
-            name: _stage_file(run_dir, "eval", f"eval/grids/{slug(name)}.png").read_bytes()
-            for name in measured
-        },
+        grids=_read_grids(run_dir, samplers),
         real=_stage_file(run_dir, "eval", "eval/grids/real.png").read_bytes(),
         neighbours=read_json(_stage_file(run_dir, "eval", "eval/neighbours.json")),
         neighbours_image=_stage_file(run_dir, "eval", "eval/neighbours.png").read_bytes(),
         logs={stage: _read_log(run_dir, stage) for stage in _trained_stages(config)},
     )
+
+
+def _read_grids(run_dir: Path, samplers: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    grids = {}
+    for sampler in samplers:
+        name = f"eval/grids/{slug(sampler['name'])}.png"
+        if sampler["quality"] is not None:
+            _stage_file(run_dir, "eval", name)
+        if (run_dir / name).is_file():
+            grids[sampler["name"]] = (run_dir / name).read_bytes()
+    return grids
 
 
 def _trained_stages(config: dict[str, Any]) -> list[str]:

@@ -44,9 +44,8 @@ def tiles(results: Results) -> list[Tile]:
             )
         copies = mean(student, "copies")
         if copies is not None:
-            found.append(
-                Tile(share(copies), "near-copies", f"of training images, {student['label'].lower()}")
-            )
+            real = share(results["benchmark"]["copies"]["real_share"])
+            found.append(Tile(share(copies), "near-copies", f"{student['label']}; among real images {real}"))
     seconds = sum(stage["seconds"] for stage in results["stages"])
     found.append(
         Tile(duration(seconds), "from data to result", results["benchmark"]["environment"]["processor"])
@@ -67,23 +66,21 @@ def _quality_tile(results: Results, student: Sampler) -> Tile:
 
 
 def comparisons(results: Results) -> list[str]:
-    """For each student sampler, the speedups that the benchmark states."""
+    """For each student sampler, its speed against DDPM and the cheapest solver that is as good."""
     labels = {sampler["name"]: short_label(sampler) for sampler in results["samplers"]}
-    lines = []
+    ddpm, lines = full_ddpm(results), []
     for student in of_kind(results, "student"):
-        speed = results["benchmark"]["speed"].get(student["name"]) or {}
-        parts = []
-        ddpm = full_ddpm(results)
-        if speed.get("against_ddpm") is not None and ddpm is not None:
-            parts.append(f"{number(speed['against_ddpm'])} times the throughput of {short_label(ddpm)}")
-        rival = speed.get("against_cheapest_within_10pct")
+        parts, ratio = [], speedup(results, student)
+        if ddpm is not None and ratio is not None:
+            parts.append(f"{number(ratio)} times the images/s of {short_label(ddpm)}")
+        rival = results["benchmark"]["speed"][student["name"]]["against_cheapest_within_10pct"]
         if rival is not None:
             parts.append(
-                f"{number(rival['ratio'])} times that of {labels[rival['name']]},"
-                " the cheapest teacher sampler within 10 % of its quality"
+                f"{number(rival['ratio'])} times those of {labels[rival['name']]}, the cheapest teacher sampler "
+                "that is at most 10 % worse"
             )
         elif student["quality"] is not None:
-            parts.append("no teacher sampler lies within 10 % of its quality")
+            parts.append("no teacher sampler is as good or at most 10 % worse")
         if parts:
             lines.append(f"{student['label']}: {'; '.join(parts)}.")
     return lines

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 PROTOCOL_HASH = "5f0c" * 16
 PROTOCOL = {
-    "reference": {"source": "digits", "split": "train", "count": 1797, "sha256": "ab12" * 16},
+    "reference": {"dataset": "digits", "split": "train", "count": 1797, "sha256": "ab12" * 16},
     "extractor": {"name": "digits-cnn", "sha256": "cd34" * 16, "resize": "none"},
     "images": 1000,
     "encoding": "uint8, round(x*127.5+127.5)",
@@ -66,9 +66,18 @@ def make_run(folder: Path, name: str = "digits") -> Path:
         _save_grid(folder / "eval" / "grids" / f"{slug}.png", noisy)
     _save_grid(folder / "eval" / "grids" / "real.png", digits[:64])
     _save_grid(folder / "eval" / "neighbours.png", digits[[*range(16), *range(30, 46)]], 16)
+    columns = [
+        {
+            "image": i,
+            "training_image": 2 * i,
+            "distance": 130.0 + 9 * i,
+            "picked": "first" if i < 8 else "closest",
+        }
+        for i in range(16)
+    ]
     _write(
         folder / "eval" / "neighbours.json",
-        {"sampler": "student@1", "count": 16, "distance": "RMSE of pixels"},
+        {"format": 1, "sampler": "student@1", "threshold": 135.0, "columns": columns},
     )
     _write(folder / "eval" / "benchmark.json", _benchmark())
     return folder
@@ -170,7 +179,9 @@ def _sampler(
 def _benchmark() -> dict[str, Any]:
     full = SAMPLERS[0][6]
     speed: dict[str, Any] = {
-        name: {"against_ddpm": full / ms, "against_cheapest_within_10pct": None} for name, *_, ms in SAMPLERS
+        name: {"against_ddpm": full / ms, "against_cheapest_within_10pct": None}
+        for name, _, kind, *_, ms in SAMPLERS
+        if kind == "student"
     }
     speed["student@4"]["against_cheapest_within_10pct"] = {"name": "teacher@dpmsolver++:20", "ratio": 4.72}
     return {
@@ -187,8 +198,9 @@ def _benchmark() -> dict[str, Any]:
             "how": "disjoint halves of the real data, mean of 10 splits",
         },
         "copies": {
-            "threshold": 0.08,
-            "how": "RMSE to the nearest training image below the 1 % quantile of real pairs",
+            "threshold": 135.0,
+            "real_share": 0.01,
+            "how": "pixel distance to the nearest training image",
         },
         "environment": ENVIRONMENT,
         "sampler_order": [sampler[0] for sampler in SAMPLERS],
