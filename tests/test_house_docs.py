@@ -19,21 +19,33 @@ def commands(document: str, program: str) -> set[str]:
     return set(re.findall(rf"(?:^|`|; |bin/){program} ([a-z][a-z-]+)", document, re.MULTILINE))
 
 
-def help_text(*arguments: str) -> str:
-    """What `fewstep ARGUMENTS --help` prints."""
+def fewstep_prints(*arguments: str, folder: Path | None = None) -> str:
+    """What `fewstep ARGUMENTS` prints, run in `folder`."""
     code = "import sys; from fewstep.pipeline.cli import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def help_text(*command: str) -> str:
+    """What `fewstep COMMAND --help` prints."""
+    return fewstep_prints(*command, "--help")
+
+
 def test_fewstep_commands_in_the_readme_are_the_ones_there_are(root: Path) -> None:
     named = commands((root / "README.md").read_text(), "fewstep")
-    choices = re.search(r"\{([a-z,-]+)\}", help_text())
-    assert choices
-    assert named == set(choices[1].split(","))
+    assert named == set(re.findall(r"^  ([a-z-]+) {2,}\S", help_text(), re.MULTILINE))
+
+
+def test_runs_in_the_readme_have_valid_configurations(root: Path, tmp_path: Path) -> None:
+    lines = re.findall(r"^fewstep (run .+)$", (root / "README.md").read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        arguments, _, target = line.partition(" > ")
+        printed = fewstep_prints(*arguments.split(), "--print_config", folder=tmp_path)
+        if target:
+            (tmp_path / target).write_text(printed)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

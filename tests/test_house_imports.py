@@ -1,8 +1,10 @@
 """The import arrows, the banned calls, and what an import costs: read from the source, not trusted."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +19,13 @@ MAY_IMPORT = {
     "pipeline": set(PACKAGES),
 }
 MAX_LINES = 350
-# torch-fidelity takes its Inception weights as a .pth only: read with weights_only, rewritten by us, handed on.
+# torch-fidelity takes its Inception weights as a .pth only: read with weights_only, rewritten, handed on.
 EXCEPTIONS = {
     "eval/inception.py": {"import pickle", "torch.save", "torch.load(weights_only=True)"},
 }
 LOOSE = ("strict=False", "allow_pickle=True")
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the two names differ
 HEAVY = ("torch", "diffusers", "datasets", "sklearn", "matplotlib", "transformers", "torch_fidelity")
 
 
@@ -140,6 +143,17 @@ def test_files_stay_short(root: Path) -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(root)}
     long = [f"{path.relative_to(root)}: {n}" for path, n in lengths.items() if n >= MAX_LINES]
     assert not long, f"{MAX_LINES} lines or more, make two files:\n" + "\n".join(long)
+
+
+def test_every_library_imported_is_a_declared_dependency(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["tensorboard"], *extras["export"]]
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in required}
+    imported = {name.split(".")[0] for tree in sources(root).values() for _, name in imports(tree)}
+    libraries = imported - {"fewstep", *sys.stdlib_module_names}
+    undeclared = {DISTRIBUTION.get(name, name).replace("-", "_") for name in libraries} - declared
+    assert not undeclared
 
 
 @pytest.mark.parametrize("module", ["fewstep", "fewstep.errors", "fewstep.files", "fewstep.pipeline.cli"])

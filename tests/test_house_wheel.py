@@ -32,38 +32,45 @@ def build(hook: str, folder: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from the sdist of a copy of the project with a run and a virtual environment in it."""
-    temporary = tmp_path_factory.mktemp("build")
-    copy, out = temporary / "copy", temporary / "dist"
+def copy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the package is built from."""
+    copy = tmp_path_factory.mktemp("build") / "copy"
     for name in ("src/fewstep", "pipeline", "teachers", "students", "eval", "tests"):
         shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"):
         shutil.copy(root / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def package_files(copy: Path) -> set[str]:
+    """Each source and data file of the package folders, by its name in the wheel."""
+    return {
+        f"{target}/{path.relative_to(copy / folder).as_posix()}"
+        for target, folder in FOLDERS.items()
+        for path in (copy / folder).rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(copy: Path, package_files: set[str]) -> zipfile.ZipFile:
+    """The wheel, built from the sdist of the copy, a run and a virtual environment beside the packages."""
+    assert package_files
+    out, sdist = copy.parent / "dist", copy.parent / "sdist"
     for decoy in ("runs/digits/config.json", ".venv/lib/module.py", "pipeline/presets/notes.tmp"):
         (copy / decoy).parent.mkdir(parents=True, exist_ok=True)
         (copy / decoy).write_text("{}")
     with tarfile.open(build("build_sdist", copy, out)) as archive:
-        archive.extractall(temporary / "sdist", filter="data")
-    (unpacked,) = (temporary / "sdist").iterdir()
+        archive.extractall(sdist, filter="data")
+    (unpacked,) = sdist.iterdir()
     return zipfile.ZipFile(build("build_wheel", unpacked, out))
 
 
-def package_files(root: Path) -> set[str]:
-    """Each source and data file of the package folders, by its name in the wheel."""
-    return {
-        f"{target}/{path.relative_to(root / folder).as_posix()}"
-        for target, folder in FOLDERS.items()
-        for path in (root / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-    }
-
-
-def test_wheel_holds_the_package_and_nothing_else(root: Path, wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile, package_files: set[str]) -> None:
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    expected = package_files(root)
-    assert inside - expected == set(), "in the wheel, not of the package"
-    assert expected - inside == set(), "of the package, not in the wheel (tool.setuptools.package-data)"
+    assert inside - package_files == set(), "in the wheel, not of the package"
+    assert package_files - inside == set(), "of the package, not in the wheel (tool.setuptools.package-data)"
 
 
 def test_wheel_holds_each_kind_of_data(wheel: zipfile.ZipFile) -> None:
