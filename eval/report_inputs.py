@@ -19,7 +19,7 @@ class RunFiles:
     """What a report is made from.
 
     results: the content of results.json less its headline; grids: PNG bytes of 8x8 images by sampler name
-    (a sampler that was only timed may have none); logs: training records of "teacher" and "student", in order.
+    (a sampler that was only timed may have none); logs: training records by stage, in order.
     """
 
     results: dict[str, Any]

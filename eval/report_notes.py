@@ -76,8 +76,8 @@ def comparisons(results: Results) -> list[str]:
         rival = results["benchmark"]["speed"][student["name"]]["against_cheapest_within_10pct"]
         if rival is not None:
             parts.append(
-                f"{number(rival['ratio'])} times those of {labels[rival['name']]}, the cheapest teacher sampler "
-                "that is at most 10 % worse"
+                f"{number(rival['ratio'])} times those of {labels[rival['name']]}, "
+                "the cheapest teacher sampler that is at most 10 % worse"
             )
         elif student["quality"] is not None:
             parts.append("no teacher sampler is as good or at most 10 % worse")
