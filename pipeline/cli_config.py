@@ -115,6 +115,6 @@ def _help(prog: str, line: str, source: str, values: Mapping[str, Any]) -> str:
         default = None if default is MISSING else jsonable(default)
         kinds = get_args(key.kind) if get_origin(key.kind) is UnionType else (key.kind,)
         metavar = next((mark for kind, mark in _METAVARS.items() if kind in kinds), None)
-        argument = group.add_argument(f"--{key.name}", type=key.kind, default=default, help=key.doc)
-        argument.metavar = metavar or argument.metavar
+        shown: dict[str, Any] = {} if metavar is None else {"metavar": metavar}
+        group.add_argument(f"--{key.name}", type=key.kind, default=default, help=key.doc, **shown)
     return parser.format_help()

@@ -148,6 +148,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", name.start_mark)
             if name.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {name.value!r} stands twice", name.start_mark

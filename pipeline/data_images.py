@@ -41,7 +41,7 @@ class Decoder:
         if encoded is None:
             raise UserError(name, None, "holds no image (null): remove the row")
         try:
-            image = Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded.read_bytes() if isinstance(encoded, Path) else encoded))
             image.load()
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = Image.MAX_IMAGE_PIXELS

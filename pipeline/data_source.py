@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config import DataConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, IterableDataset, IterableDatasetDict
 
 T = TypeVar("T")
 
@@ -110,15 +111,12 @@ def _open_hub(config: DataConfig, name: str, split: str) -> "Dataset":
 
 
 def _open_parquet(config: DataConfig, path: Path, split: str) -> "IterableDataset":
-    from datasets import load_dataset
-
     shards: dict[str, list[str]] = {}
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         shards.setdefault(_split_of(file), []).append(str(file))
     if not shards:
         raise UserError("data.source", config.source, "the folder holds no .parquet files")
-    files = _pick(config, shards, split)
-    return load_dataset("parquet", data_files={split: files}, split=split, streaming=True)
+    return _stream("parquet", data_files={split: _pick(config, shards, split)})[split]
 
 
 def _split_of(file: Path) -> str:
@@ -130,16 +128,23 @@ def _split_of(file: Path) -> str:
 
 
 def _open_folder(config: DataConfig, path: Path, split: str) -> "IterableDataset":
-    from datasets import load_dataset
     from datasets.data_files import EmptyDatasetError
 
     if not path.is_dir():
         raise UserError("data.source", config.source, "is not a folder")
     try:
-        found = load_dataset("imagefolder", data_dir=str(path), streaming=True)
+        found = _stream("imagefolder", data_dir=str(path))
     except EmptyDatasetError:
         raise UserError("data.source", config.source, "the folder holds no images") from None
     return _pick(config, found, split)
+
+
+def _stream(kind: str, **place: Any) -> "IterableDatasetDict":  # noqa: ANN401 - arguments of load_dataset
+    """Local files as streams. `datasets` wants a cache folder even so: an empty one, gone at once."""
+    from datasets import load_dataset
+
+    with TemporaryDirectory() as cache:
+        return load_dataset(kind, **place, streaming=True, cache_dir=cache)
 
 
 def _pick(config: DataConfig, splits: Mapping[Any, T], split: str) -> T:
@@ -158,6 +163,11 @@ def _image_column(config: DataConfig, features: Mapping[str, Any]) -> str:
         if config.image_column not in features:
             raise UserError(
                 "data.image_column", config.image_column, f"{config.source} has no such column; {listed}"
+            )
+        feature = features[config.image_column]
+        if not isinstance(feature, datasets.Image) and not _holds_bytes(feature):
+            raise UserError(
+                "data.image_column", config.image_column, f"holds {feature}, not images; {listed}"
             )
         return config.image_column
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]

@@ -128,7 +128,7 @@ def _run(
                 record |= {"grad_norm": grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
                 log.write(record | {"seconds": time.monotonic() - began} | extra)
                 line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
-            if accelerator.is_main_process and (done % save_every == 0 or pending.number) and done < total:
+            if accelerator.is_main_process and (done % save_every == 0 or pending.number or done == total):
                 save_checkpoint(job.checkpoints, done, state, job.config_hash, config.keep_checkpoints)
             if pending.number:
                 say(f"  stopped after step {done} of {total}; the same command continues there")

@@ -1,0 +1,71 @@
+"""The evaluation stage: every sampler of the configuration under one protocol."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark
+from fewstep.eval.extractors import load_extractor
+from fewstep.eval.timing import Limits
+from fewstep.pipeline.config import parse_sampler
+from fewstep.pipeline.data import load_data
+from fewstep.pipeline.log import say
+from fewstep.pipeline.samplers import build_sampler
+from fewstep.students.load import load_student
+from fewstep.teachers.load import load_teacher
+
+if TYPE_CHECKING:
+    from fewstep.pipeline.run import Run
+
+
+def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
+    """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
+    config, data = run.config.eval, run.config.data
+    split = data.reference_split or data.split
+    reference = run.data.images if split == data.split else load_data(data, split).images
+    teacher = load_teacher(run.folder / "teacher", run.device)
+    student = load_student(run.folder / "student", run.device)
+    for network in (teacher.unet, student):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    samplers = [build_sampler(name, teacher, student) for name in config.samplers]
+    blocks = [
+        f"{sampler.label} x{config.ddpm_seed_blocks if parse_sampler(sampler.name)[1] == 'ddpm' else config.seed_blocks}"
+        for sampler in samplers
+    ]
+    say(
+        f"eval: {config.images} images a seed block against {len(reference):,} real ones; {', '.join(blocks)}"
+    )
+    work = run.folder / "checkpoints" / "eval"
+    work.mkdir(parents=True, exist_ok=True)
+    benchmark(
+        samplers,
+        reference_images=reference,
+        reference_provenance={
+            "dataset": data.source.partition(":")[0] + ":" + run.config.name,
+            "split": split,
+        },
+        training_images=run.data.images,
+        extractor=load_extractor(config.extractor, config.inception_weights, run.device),
+        settings=BenchmarkSettings(
+            images=config.images,
+            seed_blocks=config.seed_blocks,
+            ddpm_seed_blocks=config.ddpm_seed_blocks,
+            batch_size=config.batch_size,
+            kid_subset_size=config.kid_subset_size,
+            limits=Limits(
+                latency_runs=config.latency_runs,
+                latency_seconds=config.latency_seconds,
+                batch_sizes=config.throughput_batch_sizes,
+                throughput_seconds=2 * config.latency_seconds,
+            ),
+            identity=identity,
+            mirrored=data.horizontal_flip,
+        ),
+        folder=work,
+        device=run.device,
+        say=lambda text: say(f"  {text}"),
+    )
+    shutil.copytree(work, stage, dirs_exist_ok=True)
+    return {"seed_blocks": config.seed_blocks}

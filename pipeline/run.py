@@ -1,0 +1,201 @@
+"""A run: data, teacher, student, evaluation and report, each made when it is missing or stale and not otherwise."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from fewstep.errors import UserError
+from fewstep.eval.environment import environment
+from fewstep.eval.extractors import check_extractor
+from fewstep.eval.report import write_report
+from fewstep.files import read_json, sha256_json, write_bytes, write_json
+from fewstep.pipeline.config import Config, TrainConfig
+from fewstep.pipeline.config_file import config_from_dict
+from fewstep.pipeline.data import ImageData, load_data
+from fewstep.pipeline.evaluate import evaluate
+from fewstep.pipeline.lock import run_lock
+from fewstep.pipeline.log import say
+from fewstep.pipeline.loop import TrainingJob
+from fewstep.pipeline.make_student import make_student
+from fewstep.pipeline.make_teacher import make_teacher
+from fewstep.pipeline.signals import raising_signals
+from fewstep.pipeline.stages import is_fresh, make_stage, stage_hash, verify_outputs
+
+STAGES = ("teacher", "student", "evaluate", "report")
+
+
+def run(config: Config, until: str = "report") -> Path:
+    """Do what is missing or stale of a run, up to the stage `until` (one of STAGES); returns the run's folder.
+
+    Raises UserError for whatever is wrong with the configuration, the data or an earlier run in the folder.
+    """
+    if until not in STAGES:
+        raise UserError("until", until, f"must be one of {', '.join(STAGES)}")
+    folder, clock = config.folder, time.monotonic()
+    with run_lock(folder), raising_signals():
+        job = Run(config)
+        job.check(until)
+        job.write_config()
+        for name in STAGES[: STAGES.index(until) + 1]:
+            getattr(job, name)()
+        say(f"finished in {time.monotonic() - clock:.0f} s")
+        say(str(folder / "report" / "index.html") if until == "report" else str(folder))
+    return folder
+
+
+def report(folder: Path) -> Path:
+    """Write a measured run's report again, from its files alone; returns the path of index.html."""
+    with run_lock(Path(folder)):
+        path = write_report(Path(folder), commands(Path(folder)))
+    say(str(path))
+    return path
+
+
+def commands(folder: Path) -> list[str]:
+    """The command lines that make a run again."""
+    return [f"fewstep run {folder / 'config.yaml'}"]
+
+
+class Run:
+    """One run in progress: its configuration, folder and data, and its stages as methods."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.folder
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError("device", config.device, "no CUDA device is available; use auto or cpu")
+        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.device = self.accelerator.device
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The training images; read when a stage needs them."""
+        config = self.config.data
+        say(f"data: reading {config.source}, split {config.split}")
+        data = load_data(config, config.split)
+        self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
+        return data
+
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """Provenance of the training images, kept in data.json for as long as the data section is the same."""
+        path, section = self.folder / "data.json", self.config.to_dict()["data"]
+        if path.exists():
+            kept = read_json(path)
+            if kept.get("config") == section:
+                return kept
+        facts = self.data.provenance | {"config": section}
+        write_json(path, facts)
+        return facts
+
+    def check(self, until: str) -> None:
+        """What can be known to be wrong before any work starts."""
+        config = self.config
+        if until == "teacher":
+            return
+        if config.teacher.source == "train" and config.teacher.prediction != "v_prediction":
+            remedy = "an epsilon teacher can be trained and sampled (fewstep train-teacher); distil a v_prediction one"
+            raise UserError("teacher.prediction", config.teacher.prediction, remedy)
+        if not is_fresh_quietly(self.folder / "eval"):
+            shape = tuple(self.data_facts["shape"])
+            check_extractor(config.eval.extractor, config.eval.inception_weights, shape)
+
+    def write_config(self) -> None:
+        """The resolved configuration, as YAML for people and as JSON, with its hash."""
+        from fewstep.pipeline.cli_config import config_yaml
+
+        write_bytes(self.folder / "config.yaml", config_yaml(self.config).encode())
+        write_json(self.folder / "config.json", self.config.to_dict())
+
+    def teacher(self) -> None:
+        """Train a teacher, or load one, into teacher/."""
+        section = self.config.to_dict()["teacher"]
+        own = section["source"] == "train"
+        inputs = {"teacher": section, "seed": self.config.seed, "data": self.data_facts["sha256"]}
+        inputs = inputs if own else {"teacher": {"source": section["source"]}}
+        self._stage("teacher", inputs, lambda stage: make_teacher(self, stage, sha256_json(inputs)))
+
+    def student(self) -> None:
+        """Distil the teacher into student/."""
+        inputs = {
+            "student": self.config.to_dict()["student"],
+            "seed": self.config.seed,
+            "data": self.data_facts["sha256"],
+            "horizontal_flip": self.config.data.horizontal_flip,
+            "extractor": self.config.eval.extractor,
+            "teacher": stage_hash(self.folder / "teacher"),
+        }
+        self._stage("student", inputs, lambda stage: make_student(self, stage, sha256_json(inputs)))
+
+    def evaluate(self) -> None:
+        """Measure teacher and student into eval/."""
+        section = self.config.to_dict()["eval"]
+        section.pop("inception_weights")
+        inputs = {
+            "eval": section,
+            "data": self.data_facts["sha256"],
+            "reference_split": self.config.data.reference_split,
+            "teacher": stage_hash(self.folder / "teacher"),
+            "student": stage_hash(self.folder / "student"),
+        }
+        self._stage("eval", inputs, lambda stage: evaluate(self, stage, sha256_json(inputs)))
+
+    def report(self) -> None:
+        """Write report/ from the files of the other stages."""
+        write_report(self.folder, commands(self.folder))
+
+    def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+        """The training part of a stage, with its places in the run folder."""
+        return TrainingJob(
+            title=title,
+            images=self.data.images,
+            labels=self.data.labels,
+            horizontal_flip=self.config.data.horizontal_flip,
+            config=config,
+            seed=self.config.seed,
+            config_hash=config_hash,
+            checkpoints=self.folder / "checkpoints" / title,
+            log=self.folder / "logs" / f"{title}.jsonl",
+            tensorboard=self.folder / "logs" / "tensorboard" / title,
+        )
+
+    def accelerated(self, precision: str) -> Accelerator:
+        """An Accelerator in the precision of a training section."""
+        return Accelerator(
+            cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        )
+
+    def _stage(
+        self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]
+    ) -> None:
+        folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
+        if is_fresh(folder, inputs):
+            verify_outputs(folder)
+            say(f"{name}: up to date")
+        else:
+            facts = {
+                "config_hash": sha256_json(self.config.to_dict()),
+                "seed": self.config.seed,
+                "environment": environment(self.device),
+                "command": " ".join(["fewstep", *sys.argv[1:]]),
+            }
+            set_seed(self.config.seed)
+            make_stage(folder, inputs, facts, build)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def is_fresh_quietly(folder: Path) -> bool:
+    """Whether a stage's folder exists at all: its inputs are checked later."""
+    return (folder / "manifest.json").exists()
+
+
+def load_run_config(folder: Path) -> Config:
+    """The resolved configuration that a run folder keeps."""
+    return config_from_dict(read_json(folder / "config.json"))
