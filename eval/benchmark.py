@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.copies import TrainingImages
+from fewstep.eval.copies import SHARE, TrainingImages
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.floor import floor
@@ -49,7 +49,9 @@ class BenchmarkSettings:
     mirrored: bool = False
 
     def check(self, reference_count: int) -> None:
-        """UserError when a KID subset is larger than a seed block or the reference set."""
+        """UserError: fewer than four images; a KID subset larger than a seed block or the reference set."""
+        if self.images < 4:
+            raise UserError("eval.images", self.images, "is too few for precision and recall; give 4 or more")
         most = min(self.images, reference_count)
         if self.kid_subset_size > most:
             remedy = (
@@ -104,7 +106,7 @@ def benchmark(
         "extractor": {**extractor.to_json(), "dim": extractor.dim},
         "reference": reference.provenance,
         "floor": run.floor,
-        "copies": {"threshold": training.threshold, "how": training.how},
+        "copies": {"threshold": training.threshold, "real_share": SHARE, "how": training.how},
         "environment": environment(device),
         "sampler_order": [sampler.name for sampler in samplers],
         "speed": speed_ratios(results),

@@ -55,7 +55,7 @@ def read_inception_weights(path: Path) -> dict[str, Tensor]:
         else:
             # The one place that opens a pickle of a user's: weights_only reads tensors and runs no code.
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             KEY, str(path), f"cannot be read as safetensors or as a .pth of tensors ({reason})"

@@ -4,7 +4,7 @@
 
 Four fifths of the digits train it, under shifts by up to one pixel and Gaussian noise; the held-out fifth
 gives the accuracy that is printed and kept in the file. One thread and a fixed seed: the same versions and
-processor give the same bytes.
+processor give the same tensors.
 """
 
 import platform

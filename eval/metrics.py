@@ -13,6 +13,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 KID_SUBSETS, KID_SEED = 100, 2020  # torch-fidelity's defaults
+PART = 5000  # features converted to float64 at once
 
 
 @dataclass(frozen=True)
@@ -23,38 +24,18 @@ class Statistics:
     covariance: np.ndarray
 
 
-class RunningStatistics:
-    """Mean and covariance of features that come in batches: float64 sums about the first batch's mean."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, features: Tensor) -> None:
-        """Take in features [N, D]."""
-        x = features.double().cpu()
-        if self.count == 0:
-            self.origin = x.mean(0)
-            self.total, self.outer = torch.zeros_like(self.origin), x.new_zeros(x.shape[1], x.shape[1])
-        x = x - self.origin
-        self.count += len(x)
-        self.total += x.sum(0)
-        self.outer += x.T @ x
-
-    def result(self) -> Statistics:
-        """The statistics so far; ValueError below two images."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs two images or more, not {self.count}")
-        mean = self.total / self.count
-        covariance = (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        return Statistics((self.origin + mean).numpy(), covariance.numpy())
-
-
 def statistics(features: Tensor) -> Statistics:
-    """Statistics of features [N, D]."""
-    running = RunningStatistics()
-    for batch in features.split(5000):
-        running.add(batch)
-    return running.result()
+    """Statistics of features [N, D], summed in float64 part by part; ValueError below two images."""
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs two images or more, not {len(features)}")
+    mean = features.new_zeros(features.shape[1], dtype=torch.float64)
+    covariance = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for part in features.split(PART):
+        mean += part.double().sum(0) / len(features)
+    for part in features.split(PART):
+        x = part.double() - mean
+        covariance += x.T @ x / (len(features) - 1)
+    return Statistics(mean.numpy(), covariance.numpy())
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -1,6 +1,6 @@
 """The quality of one sampler: its metrics over seed blocks."""
 
-import statistics as stats
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fewstep.eval.copies import Neighbours, TrainingImages
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.images import Generated
-from fewstep.eval.metrics import RunningStatistics, frechet_distance, kernel_distance, precision_recall
+from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
 from fewstep.eval.reference import BATCH, Reference
 
 
@@ -38,9 +38,7 @@ def judge(
 
     `fd`: Frechet distance; `fd_minus_floor`; `kid`; `precision`, `recall` and `copies` in 0..1.
     """
-    running = RunningStatistics()
-    running.add(features)
-    fd = frechet_distance(running.result(), reference.statistics)
+    fd = frechet_distance(statistics(features), reference.statistics)
     precision, recall = precision_recall(features, reference.features)
     neighbours = training.nearest(images)
     metrics = {
@@ -69,6 +67,6 @@ def _summary(values: list[float]) -> dict[str, Any]:
     """Mean and standard deviation over seed blocks; with one block there is no deviation to give."""
     return {
         "values": values,
-        "mean": stats.fmean(values),
-        "sd": stats.stdev(values) if len(values) > 1 else None,
+        "mean": fmean(values),
+        "sd": stdev(values) if len(values) > 1 else None,
     }

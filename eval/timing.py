@@ -4,6 +4,7 @@ Loading and compiling are not in it. Each sampler is warmed up, the device is sy
 each run, and the samplers take turns (A B A B), so that a machine that grows slower does so for all of them.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def latency_summary(seconds: Sequence[float]) -> dict[str, Any]:
     runs = len(ordered)
 
     def percentile(percent: int, least: int) -> float | None:
-        return ordered[min(runs - 1, round(runs * percent / 100))] if runs >= least else None
+        return ordered[math.ceil(runs * percent / 100) - 1] if runs >= least else None
 
     return {
         "median": statistics.median(ordered),

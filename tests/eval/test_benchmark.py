@@ -1,0 +1,211 @@
+"""The benchmark: its files, its speed ratios, and that an interrupted one keeps what is finished."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.errors import UserError
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark, slug
+from fewstep.eval.digits_cnn import digits
+from fewstep.eval.extractors import load_extractor
+from fewstep.eval.speed import speed_ratios
+from fewstep.eval.timing import Limits
+
+LIMITS = Limits(latency_runs=10, latency_seconds=1.0, batch_sizes=(4, 16), throughput_seconds=1.0)
+SETTINGS = BenchmarkSettings(
+    images=80,
+    seed_blocks=2,
+    ddpm_seed_blocks=0,
+    batch_size=32,
+    kid_subset_size=40,
+    limits=LIMITS,
+    identity="weights 1",
+)
+DIGITS = digits()[0][:300]
+
+
+class Painter:
+    """A sampler that paints a digit chosen by the noise and adds noise; it fails at a given call."""
+
+    shape: tuple[int, int, int] = (1, 8, 8)
+    num_classes: int | None = None
+    schedule: Sequence[float] = (80.0, 0.5)
+    network_parameters = 7
+
+    def __init__(self, name: str, nfe: int, strength, fail_at=None):
+        self.name, self.label, self.kind, self.nfe = name, f"Painter {name}", name.split("@")[0], nfe
+        self.strength, self.fail_at, self.calls = strength, fail_at, 0
+
+    def sample(self, noise, labels=None):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        x = noise.draw()
+        chosen = (x[:, 0, 0, 0].abs() * 1e4).long() % len(DIGITS)
+        return DIGITS[chosen].float() / 127.5 - 1 + self.strength * x
+
+
+def samplers(fail_at=None):
+    return [
+        Painter("teacher@ddpm:1000", 1000, 0.02),
+        Painter("teacher@ddim:50", 50, 0.05),
+        Painter("student@1", 1, 0.3, fail_at),
+    ]
+
+
+def run(folder, made, settings=SETTINGS):
+    return benchmark(
+        made,
+        reference_images=DIGITS,
+        reference_provenance={"dataset": "digits", "split": "train"},
+        training_images=DIGITS,
+        extractor=load_extractor("digits-cnn", None, "cpu"),
+        settings=settings,
+        folder=folder,
+        device=torch.device("cpu"),
+        say=lambda line: None,
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "references"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "references"))
+        value = run(folder, samplers())
+    results = {path.stem: json.loads(path.read_text()) for path in (folder / "samplers").iterdir()}
+    return folder, value, results
+
+
+def picture_size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def numbers(value):
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from numbers(inner)
+    elif isinstance(value, float):
+        yield value
+
+
+def test_every_file_is_written_and_every_number_is_finite(finished):
+    folder, value, results = finished
+    assert set(results) == {"teacher_ddpm_1000", "teacher_ddim_50", "student_1"}
+    assert value == json.loads((folder / "benchmark.json").read_text())
+    assert value["sampler_order"] == ["teacher@ddpm:1000", "teacher@ddim:50", "student@1"]
+    assert value["metric_name"] == "FD (digits-cnn)"
+    assert all(math.isfinite(x) for x in numbers([value, results]))
+    for name in ("real", *results):
+        assert picture_size(folder / "grids" / f"{name}.png") == (64, 64)
+    assert picture_size(folder / "neighbours.png") == (16 * 8, 2 * 8)
+
+
+def test_quality_has_mean_and_deviation_over_seed_blocks(finished):
+    _, value, results = finished
+    quality = results["student_1"]["quality"]
+    assert quality["seeds"] == [0, 1]
+    assert quality["protocol_hash"] == value["protocol"]["hash"]
+    fd = quality["metrics"]["fd"]
+    assert fd["mean"] == pytest.approx(sum(fd["values"]) / 2)
+    assert fd["sd"] == pytest.approx(abs(fd["values"][0] - fd["values"][1]) / math.sqrt(2))
+    assert quality["metrics"]["fd_minus_floor"]["mean"] == pytest.approx(fd["mean"] - value["floor"]["fd"])
+
+
+def test_noisier_images_are_judged_worse_and_clean_copies_are_flagged(finished):
+    _, _, results = finished
+    student, teacher = (results[name]["quality"]["metrics"] for name in ("student_1", "teacher_ddim_50"))
+    assert student["fd"]["mean"] > 1.5 * teacher["fd"]["mean"]
+    assert student["kid"]["mean"] > teacher["kid"]["mean"]
+    assert teacher["copies"]["mean"] > 0.9  # training images with little noise
+    assert student["copies"]["mean"] < 0.1
+
+
+def test_ddpm_is_timed_and_its_quality_left_out_with_the_reason(finished):
+    result = finished[2]["teacher_ddpm_1000"]
+    assert result["quality"] is None
+    assert "eval.ddpm_seed_blocks" in result["quality_left_out"]
+    assert result["timing"]["throughput"]["batch_size"] == 64
+    assert finished[2]["student_1"]["quality_left_out"] is None
+
+
+def test_an_interrupted_benchmark_keeps_finished_blocks_and_ends_equal(finished, tmp_path):
+    folder, _, results = finished
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, samplers(fail_at=5))  # three batches of seed 0, the second batch of seed 1
+    kept = json.loads((tmp_path / "samplers" / "student_1.json").read_text())
+    assert kept["quality"]["seeds"] == [0]
+    assert not (tmp_path / "benchmark.json").exists()
+    again = samplers()
+    run(tmp_path, again)
+    timed = again[1].calls
+    assert timed < again[2].calls  # the teacher was timed only, the student made seed 1 as well
+    for name, result in results.items():
+        assert (
+            json.loads((tmp_path / "samplers" / f"{name}.json").read_text())["quality"] == result["quality"]
+        )
+    assert (tmp_path / "neighbours.json").read_bytes() == (folder / "neighbours.json").read_bytes()
+    third = samplers()
+    run(tmp_path, third)
+    assert [sampler.calls for sampler in third] == [0, 0, 0]
+
+
+def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
+    run(tmp_path, samplers())
+    for settings in (
+        dataclasses.replace(SETTINGS, identity="weights 2"),
+        dataclasses.replace(SETTINGS, identity="weights 2", images=90),
+    ):
+        again = samplers()
+        run(tmp_path, again, settings)
+        assert all(sampler.calls > 0 for sampler in again)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"kid_subset_size": 81}, "kid_subset_size"), ({"images": 3}, "images")]
+)
+def test_settings_that_do_not_fit_are_refused_before_work(tmp_path, change, key):
+    made = samplers()
+    with pytest.raises(UserError, match=rf"eval\.{key}"):
+        run(tmp_path, made, dataclasses.replace(SETTINGS, **change))
+    assert made[0].calls == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def timed(name, ms, fd):
+    quality = None if fd is None else {"metrics": {"fd": {"mean": fd}}}
+    timing = {"ms_per_image": ms}
+    return {"name": name, "kind": name.split("@")[0], "nfe": 1, "quality": quality, "timing": timing}
+
+
+def test_speed_is_against_ddpm_and_the_cheapest_solver_within_ten_percent():
+    results = [
+        timed("teacher@ddpm:1000", 500.0, None),
+        timed("teacher@ddim:50", 25.0, 20.0),
+        timed("teacher@ddim:10", 5.0, 33.0),
+        timed("teacher@ddim:5", 2.5, 33.1),
+        timed("student@1", 0.5, 30.0),
+        timed("student@2", 1.0, 17.0),
+    ]
+    speed = speed_ratios(results)
+    assert speed["student@1"] == {
+        "against_ddpm": 1000.0,
+        "against_cheapest_within_10pct": {"name": "teacher@ddim:10", "ratio": 10.0},
+    }
+    assert speed["student@2"] == {"against_ddpm": 500.0, "against_cheapest_within_10pct": None}
+    assert set(speed) == {"student@1", "student@2"}
+
+
+def test_slugs_are_file_names():
+    assert slug("teacher@dpmsolver++:20") == "teacher_dpmsolver++_20"
