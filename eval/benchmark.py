@@ -90,6 +90,7 @@ def benchmark(
     settings.check(len(reference_images))
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    _remove_others(folder, samplers)
     reference = load_reference(reference_images, reference_provenance, extractor, settings.kid_subset_size)
     run = _Run(samplers, reference, extractor, settings, folder, device, say)
     training = TrainingImages(training_images, settings.mirrored, device)
@@ -113,6 +114,14 @@ def benchmark(
     }
     write_json(folder / "benchmark.json", value)
     return value
+
+
+def _remove_others(folder: Path, samplers: Sequence[Sampler]) -> None:
+    """Remove what an earlier list of samplers left in the folder."""
+    known = {"real", *(slug(sampler.name) for sampler in samplers)}
+    for path in [*(folder / "samplers").iterdir(), *(folder / "grids").iterdir()]:
+        if path.stem not in known:
+            path.unlink()
 
 
 class _Run:

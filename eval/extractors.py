@@ -46,7 +46,10 @@ class Extractor:
         """
         check_shape(self.name, images.shape[1:])
         images = images.expand(-1, self.channels, -1, -1)
-        return self.network(images.to(self.device)).cpu()
+        with torch.backends.cudnn.flags(
+            enabled=True, allow_tf32=False
+        ):  # a GPU's features equal a processor's
+            return self.network(images.to(self.device)).cpu()
 
     def to_json(self) -> dict[str, str]:
         """The part of the protocol that is the extractor's."""

@@ -161,6 +161,16 @@ def test_an_interrupted_benchmark_keeps_finished_blocks_and_ends_equal(finished,
     assert [sampler.calls for sampler in third] == [0, 0, 0]
 
 
+def test_a_sampler_that_left_the_list_leaves_the_folder(tmp_path):
+    run(tmp_path, samplers())
+    run(tmp_path, samplers()[:2])
+    assert {path.name for path in (tmp_path / "samplers").iterdir()} == {
+        "teacher_ddpm_1000.json",
+        "teacher_ddim_50.json",
+    }
+    assert not (tmp_path / "grids" / "student_1.png").exists()
+
+
 def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
     run(tmp_path, samplers())
     for settings in (

@@ -59,7 +59,7 @@ def test_latency_stops_at_its_time_limit_for_the_slow_one_only():
     limits = Limits(latency_runs=12, latency_seconds=0.15, batch_sizes=(2,), throughput_seconds=5.0)
     fast, slow = measure([Sleeper("a", 1), Sleeper("b", 50)], CPU, limits, set())
     assert len(fast.latencies) == 12
-    assert len(slow.latencies) == 2  # 0.1 s each, the limit is passed by the second
+    assert len(slow.latencies) <= 2  # 0.1 s or more each: the limit is passed by the second
     assert slow.to_json()["latency_ms"]["p90"] is None
 
 
@@ -70,7 +70,9 @@ def test_the_best_batch_size_is_found_and_a_slow_sampler_gets_one_that_fits():
     assert slow.batch == 2  # 8 images would take 0.4 s
     result = fast.to_json()
     assert len(fast.seconds) == THROUGHPUT_RUNS
-    assert result["throughput"]["images_per_second"] == pytest.approx(8 / 0.05, rel=0.3)
+    assert (
+        40 < result["throughput"]["images_per_second"] <= 8 / 0.05
+    )  # a sleep may be too long, never too short
     assert result["ms_per_image"] == pytest.approx(1000 / result["throughput"]["images_per_second"])
     assert result["peak_memory_mb"] is None
 
