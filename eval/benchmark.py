@@ -54,9 +54,7 @@ class BenchmarkSettings:
             raise UserError("eval.images", self.images, "is too few for precision and recall; give 4 or more")
         most = min(self.images, reference_count)
         if self.kid_subset_size > most:
-            remedy = (
-                f"a KID subset cannot exceed {most} images ({self.images} generated, {reference_count} real)"
-            )
+            remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {reference_count} real)"
             raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
 
     def blocks(self, sampler: Sampler) -> int:
@@ -177,9 +175,7 @@ class _Run:
     def quality(self, sampler: Sampler, training: TrainingImages) -> None:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
         settings, result = self.settings, self.result(sampler)
-        for seed in range(
-            len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(sampler)
-        ):
+        for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(sampler)):
             source = Generated(sampler, seed, settings.images, settings.batch_size)
             images, features = generate(source, self.extractor, f"{sampler.label}, seed {seed}")
             metrics, neighbours = judge(

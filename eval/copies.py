@@ -71,9 +71,7 @@ class TrainingImages:
             index.append(distance.argmin(1).cpu())
         found = torch.cat(index)
         exact = [
-            (images[i : i + CHUNK].double() - self.images[found[i : i + CHUNK]].double())
-            .flatten(1)
-            .norm(dim=1)
+            (images[i : i + CHUNK].double() - self.images[found[i : i + CHUNK]].double()).flatten(1).norm(dim=1)
             for i in range(0, len(images), CHUNK)
         ]
         return Neighbours(found, torch.cat(exact))

@@ -46,9 +46,7 @@ class Extractor:
         """
         check_shape(self.name, images.shape[1:])
         images = images.expand(-1, self.channels, -1, -1)
-        with torch.backends.cudnn.flags(
-            enabled=True, allow_tf32=False
-        ):  # a GPU's features equal a processor's
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a GPU's features equal a processor's
             return self.network(images.to(self.device)).cpu()
 
     def to_json(self) -> dict[str, str]:
@@ -72,9 +70,7 @@ def check_extractor(name: str, weights: Path | None, shape: tuple[int, ...]) -> 
     if name not in EXTRACTORS:
         raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
     if name != "inception" and weights is not None:
-        raise UserError(
-            "eval.inception_weights", str(weights), f"is not used by eval.extractor={name}; leave it out"
-        )
+        raise UserError("eval.inception_weights", str(weights), f"is not used by eval.extractor={name}; leave it out")
     check_shape(name, shape)
     if name == "inception":
         read_inception_weights(inception_weights(weights))
@@ -108,9 +104,7 @@ def _digits_cnn(device: torch.device) -> Extractor:
     with safe_open(DIGITS_CNN_WEIGHTS, "pt") as file:
         stored = file.metadata()["sha256_tensors"]
     if sha256_tensors(tensors) != stored:
-        raise UserError(
-            DIGITS_CNN_WEIGHTS, None, "is damaged (its tensors do not give its hash); reinstall fewstep"
-        )
+        raise UserError(DIGITS_CNN_WEIGHTS, None, "is damaged (its tensors do not give its hash); reinstall fewstep")
     network = DigitsCNN()
     network.load_state_dict(tensors)
     network.requires_grad_(False).eval().to(device)

@@ -20,9 +20,7 @@ def half_distances(real: Tensor, kid_subset_size: int) -> dict[str, Any]:
     {"fd", "kid" (of the first split; None when a half is smaller than a KID subset), "half"}.
     """
     half = len(real) // 2
-    orders = [
-        torch.randperm(len(real), generator=torch.Generator().manual_seed(seed)) for seed in range(SPLITS)
-    ]
+    orders = [torch.randperm(len(real), generator=torch.Generator().manual_seed(seed)) for seed in range(SPLITS)]
     pairs = [(real[order[:half]], real[order[half : 2 * half]]) for order in orders]
     fd = [frechet_distance(statistics(a), statistics(b)) for a, b in pairs]
     kid = kernel_distance(*pairs[0], kid_subset_size) if kid_subset_size <= half else None

@@ -57,9 +57,7 @@ def read_inception_weights(path: Path) -> dict[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            KEY, str(path), f"cannot be read as safetensors or as a .pth of tensors ({reason})"
-        ) from None
+        raise UserError(KEY, str(path), f"cannot be read as safetensors or as a .pth of tensors ({reason})") from None
     _check_names(path, tensors)
     return tensors
 
@@ -92,9 +90,7 @@ def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Calla
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inception.pth"
         torch.save(tensors, path)
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
-        )
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     # channels_last: several times faster on a processor, features equal to 1e-6 of their size
     network = network.to(device).to(memory_format=torch.channels_last)
     return lambda images: network(images)[0]

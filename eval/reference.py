@@ -65,29 +65,21 @@ def extract(extractor: Extractor, images: Tensor, what: str) -> Tensor:
     return torch.cat(parts)
 
 
-def load_reference(
-    images: Tensor, provenance: dict[str, Any], extractor: Extractor, kid_subset_size: int
-) -> Reference:
+def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extractor, kid_subset_size: int) -> Reference:
     """The reference made of uint8 [M, C, H, W]: from the cache, or computed and put there.
 
     `provenance` is {"dataset", "split"}; count and sha256 are added here.
     UserError: fewer than four images; the cache folder cannot be written.
     """
     if len(images) < 4:
-        raise UserError(
-            "data.reference_split", len(images), "images are too few to measure against; give 4 or more"
-        )
+        raise UserError("data.reference_split", len(images), "images are too few to measure against; give 4 or more")
     provenance = {**provenance, "count": len(images), "sha256": sha256_images(images)}
     key = sha256_json([provenance["sha256"], extractor.sha256, extractor.resize])[:32]
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
     features = _read(path)
     if features is None:
-        features = extract(
-            extractor, images, f"features of {len(images)} reference images ({extractor.name})"
-        )
-        _write(
-            path, features, {**provenance, **{f"extractor_{k}": v for k, v in extractor.to_json().items()}}
-        )
+        features = extract(extractor, images, f"features of {len(images)} reference images ({extractor.name})")
+        _write(path, features, {**provenance, **{f"extractor_{k}": v for k, v in extractor.to_json().items()}})
     halves_path = path.with_name(f"{path.stem}-halves-{kid_subset_size}.json")
     halves = _halves(halves_path, features, kid_subset_size)
     return Reference(provenance, features, statistics(features), halves)
@@ -117,9 +109,7 @@ def _write(path: Path, features: Tensor, provenance: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, save(tensors, metadata))
     except OSError as error:
-        raise UserError(
-            path, None, f"cannot be written ({error}); set FEWSTEP_CACHE to another folder"
-        ) from None
+        raise UserError(path, None, f"cannot be written ({error}); set FEWSTEP_CACHE to another folder") from None
 
 
 def _halves(path: Path, features: Tensor, kid_subset_size: int) -> dict[str, Any]:

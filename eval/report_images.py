@@ -22,9 +22,7 @@ class Picture:
 def grid(png: bytes, side: int) -> Picture:
     """Square images tiled without gaps, `side` pixels each, parted by a transparent pixel for the page."""
     tiled = _rgba(png)
-    return _picture(
-        _parted([_row(tiled, line, side) for line in range(tiled.height // side)], side), GRID_WIDTH
-    )
+    return _picture(_parted([_row(tiled, line, side) for line in range(tiled.height // side)], side), GRID_WIDTH)
 
 
 def neighbours(png: bytes, side: int, columns: slice) -> Picture:

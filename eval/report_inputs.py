@@ -83,9 +83,7 @@ def _trained_stages(config: dict[str, Any]) -> list[str]:
 
 def _required(path: Path, command: str) -> Path:
     if not path.is_file():
-        raise UserError(
-            path, None, f"no such file; `fewstep {command}` with this run's configuration makes it"
-        )
+        raise UserError(path, None, f"no such file; `fewstep {command}` with this run's configuration makes it")
     return path
 
 

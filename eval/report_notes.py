@@ -39,17 +39,13 @@ def tiles(results: Results) -> list[Tile]:
         found += [_quality_tile(results, sampler) for sampler in of_kind(results, "student")[:2]]
         if timing is not None:
             per_second = number(timing["throughput"]["images_per_second"])
-            found.append(
-                Tile(f"{number(timing['ms_per_image'])} ms", "an image", f"{per_second} images a second")
-            )
+            found.append(Tile(f"{number(timing['ms_per_image'])} ms", "an image", f"{per_second} images a second"))
         copies = mean(student, "copies")
         if copies is not None:
             real = share(results["benchmark"]["copies"]["real_share"])
             found.append(Tile(share(copies), "near-copies", f"{student['label']}; among real images {real}"))
     seconds = sum(stage["seconds"] for stage in results["stages"])
-    found.append(
-        Tile(duration(seconds), "from data to result", results["benchmark"]["environment"]["processor"])
-    )
+    found.append(Tile(duration(seconds), "from data to result", results["benchmark"]["environment"]["processor"]))
     return found
 
 

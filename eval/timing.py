@@ -94,9 +94,7 @@ def latency_summary(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def measure(
-    samplers: Sequence[Sampler], device: torch.device, limits: Limits, keyed: set[str]
-) -> list[Clock]:
+def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits, keyed: set[str]) -> list[Clock]:
     """Time every sampler: latency at batch 1, then throughput.
 
     Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed
@@ -138,9 +136,7 @@ def _choose_batches(clocks: list[Clock], device: torch.device, limits: Limits, k
         seconds = _probe(probe, device, limits)
         best = min(seconds, key=lambda batch: seconds[batch] / batch)
         for clock in group:
-            cost = {
-                batch: seconds[batch] * clock.sampler.nfe / probe.nfe for batch in seconds if batch <= best
-            }
+            cost = {batch: seconds[batch] * clock.sampler.nfe / probe.nfe for batch in seconds if batch <= best}
             fits = [batch for batch in cost if cost[batch] <= limits.throughput_seconds]
             clock.batch = KEYED_BATCH if clock.sampler.name in keyed else max(fits, default=min(seconds))
 

@@ -6,6 +6,7 @@ renamed into place and verified; only then is the oldest removed.
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
         save_file(_tensors(state.ema.state_dict()), stage / "ema.safetensors")
         save_file(_optimizer_tensors(state.optimizer), stage / "optimizer.safetensors")
         files = {
-            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size}
-            for path in sorted(stage.iterdir())
+            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(stage.iterdir())
         }
         write_json(stage / MANIFEST, {"format": 1, "step": step, "config_hash": config_hash, "files": files})
     verify_checkpoint(target)
@@ -58,24 +58,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file has the size and sha256 that it names; else UserError."""
     manifest = read_json(path / MANIFEST)
-    if (
-        not isinstance(manifest, dict)
-        or not isinstance(manifest.get("files"), dict)
-        or "step" not in manifest
-    ):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict) or "step" not in manifest:
         raise UserError(path / MANIFEST, None, "is no checkpoint manifest")
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
             raise UserError(file, None, f"is missing from the checkpoint of step {manifest['step']}")
         if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
-            raise UserError(
-                file, None, f"is corrupt (checkpoint of step {manifest['step']}): sha256 or size differs"
-            )
+            raise UserError(file, None, f"is corrupt (checkpoint of step {manifest['step']}): sha256 or size differs")
     return manifest
 
 
-def latest_checkpoint(folder: Path, config_hash: str, say: Any) -> Path | None:
+def latest_checkpoint(folder: Path, config_hash: str, say: Callable[[str], None]) -> Path | None:
     """The newest good checkpoint, or None where there is none at all.
 
     A corrupt one is named through `say` and the one before it is taken. When checkpoints exist and none is good, or

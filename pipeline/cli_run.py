@@ -32,21 +32,11 @@ def sample(argv: Sequence[str]) -> None:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run, such as runs/digits")
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
-    parser.add_argument(
-        "--num", metavar="N", type=_whole(1, _MOST_IMAGES), default=64, help="how many images"
-    )
-    parser.add_argument(
-        "--steps", type=int, choices=(1, 2, 4, 8), default=2, help="network evaluations per image"
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=_whole(0, _SEEDS - 1), default=0, help="seed of the noise"
-    )
-    parser.add_argument(
-        "--labels", metavar="N", type=_whole(0, None), nargs="+", help="classes, used in turn"
-    )
-    parser.add_argument(
-        "--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz"
-    )
+    parser.add_argument("--num", metavar="N", type=_whole(1, _MOST_IMAGES), default=64, help="how many images")
+    parser.add_argument("--steps", type=int, choices=(1, 2, 4, 8), default=2, help="network evaluations per image")
+    parser.add_argument("--seed", metavar="N", type=_whole(0, _SEEDS - 1), default=0, help="seed of the noise")
+    parser.add_argument("--labels", metavar="N", type=_whole(0, None), nargs="+", help="classes, used in turn")
+    parser.add_argument("--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz")
     given = parser.parse_args(argv)
     _require_run(given.run)
     from fewstep.pipeline.sample import sample_to_folder
@@ -83,9 +73,7 @@ def _whole(least: int, most: int | None) -> Callable[[str], int]:
             whole("", value, least=least, most=most)
         except ValueError:
             upper = "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: must be a whole number, at least {least}{upper}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least {least}{upper}") from None
         return value
 
     return read

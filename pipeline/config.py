@@ -24,9 +24,7 @@ DIGITS_SHAPE = (1, 8, 8)
 _SAMPLER = re.compile(
     r"teacher@(?P<solver>ddpm|ddim|dpmsolver\+\+|heun):(?P<steps>[1-9]\d{0,5})|student@(?P<few>[1248])"
 )
-_SAMPLER_FORM = (
-    "must be teacher@SOLVER:N (SOLVER: ddpm, ddim, dpmsolver++, heun) or student@N (N: 1, 2, 4, 8)"
-)
+_SAMPLER_FORM = "must be teacher@SOLVER:N (SOLVER: ddpm, ddim, dpmsolver++, heun) or student@N (N: 1, 2, 4, 8)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +33,17 @@ class DataConfig:
 
     source: Annotated[str, "digits (shipped), hub:ID, parquet:PATH (file or folder) or imagefolder:PATH"]
     split: Annotated[str, "split the networks learn from"] = "train"
-    reference_split: Annotated[
-        str | None, "split that quality is measured against; null: the training images"
-    ] = None
+    reference_split: Annotated[str | None, "split that quality is measured against; null: the training images"] = None
     image_column: Annotated[str | None, "column of the images; null: found by its type or name"] = None
     label_column: Annotated[str | None, "column of the labels; null: found by its type or name"] = None
-    image_size: Annotated[
-        int | None, "resize the shorter side and crop to this many pixels; null: as they are"
-    ] = None
+    image_size: Annotated[int | None, "resize the shorter side and crop to this many pixels; null: as they are"] = None
     channels: Annotated[int | None, "1 (grey) or 3 (RGB): convert; null: as they are"] = None
     horizontal_flip: Annotated[bool, "mirror training images at random"] = False
 
     def __post_init__(self) -> None:
         kind, _, place = self.source.partition(":") if isinstance(self.source, str) else ("", "", "")
         if self.source != "digits" and (kind not in ("hub", "parquet", "imagefolder") or not place.strip()):
-            raise UserError(
-                "data.source", self.source, "must be digits, hub:ID, parquet:PATH or imagefolder:PATH"
-            )
+            raise UserError("data.source", self.source, "must be digits, hub:ID, parquet:PATH or imagefolder:PATH")
         for key in ("split", "reference_split", "image_column", "label_column"):
             value = getattr(self, key)
             if value == "" or not isinstance(value, str | None) or (key == "split" and value is None):
@@ -66,9 +58,7 @@ class DataConfig:
                 raise UserError("data.split", self.split, "the digits have one split, train")
             for key in ("reference_split", "image_column", "label_column"):
                 if getattr(self, key) is not None:
-                    raise UserError(
-                        f"data.{key}", getattr(self, key), "has no effect on digits: leave it out"
-                    )
+                    raise UserError(f"data.{key}", getattr(self, key), "has no effect on digits: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +117,15 @@ class TrainConfig:
         whole(f"{where}.batch_size", self.batch_size, least=1)
         number(f"{where}.kimg", self.kimg, above=0)
         if self.kimg * 1000 < self.batch_size:
-            remedy = (
-                f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
-            )
+            remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError(f"{where}.kimg", self.kimg, remedy)
         whole(f"{where}.slices", self.slices, least=1)
         if self.batch_size % self.slices:
-            raise UserError(
-                f"{where}.slices", self.slices, f"must divide {where}.batch_size = {self.batch_size}"
-            )
+            raise UserError(f"{where}.slices", self.slices, f"must divide {where}.batch_size = {self.batch_size}")
         number(f"{where}.learning_rate", self.learning_rate, above=0)
         number(f"{where}.warmup_kimg", self.warmup_kimg, least=0)
         if self.warmup_kimg >= self.kimg:
-            raise UserError(
-                f"{where}.warmup_kimg", self.warmup_kimg, f"must be less than {where}.kimg = {self.kimg}"
-            )
+            raise UserError(f"{where}.warmup_kimg", self.warmup_kimg, f"must be less than {where}.kimg = {self.kimg}")
         choice(f"{where}.decay", self.decay, get_args(Decay))
         entries(f"{where}.betas", self.betas, length=2)
         for beta in self.betas:
@@ -180,9 +164,7 @@ class TeacherConfig:
 class StudentConfig:
     """The consistency model and how it is distilled."""
 
-    objective: Annotated[
-        ObjectiveName, "cd (consistency distillation, Heun bridge) or ect (easy consistency tuning)"
-    ]
+    objective: Annotated[ObjectiveName, "cd (consistency distillation, Heun bridge) or ect (easy consistency tuning)"]
     sigma_min: Annotated[float, "smallest noise level"] = 0.002
     sigma_max: Annotated[float, "largest noise level"] = 80.0
     doublings: Annotated[int, "how often the pairs of noise levels come twice as close over the run"] = 6
@@ -209,9 +191,9 @@ class EvalConfig:
     """How quality and speed are measured."""
 
     extractor: Annotated[Extractor, "features: digits-cnn (shipped, 8x8 grey only) or inception (FID)"]
-    inception_weights: Annotated[
-        Path | None, "file of the Inception weights; null: downloaded by torch-fidelity"
-    ] = None
+    inception_weights: Annotated[Path | None, "file of the Inception weights; null: downloaded by torch-fidelity"] = (
+        None
+    )
     images: Annotated[int, "generated images per seed block"]
     seed_blocks: Annotated[int, "seed blocks; their spread is the error bar"] = 3
     samplers: Annotated[tuple[str, ...], _SAMPLER_FORM.removeprefix("must be ")] = (
@@ -275,9 +257,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise UserError(
-                "name", self.name, "must be letters, digits, '.', '_' and '-', as it names a folder"
-            )
+            raise UserError("name", self.name, "must be letters, digits, '.', '_' and '-', as it names a folder")
         whole("seed", self.seed, least=0, most=2**31 - 1)
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise UserError("device", self.device, "must be auto, cpu, cuda, cuda:N or mps")
@@ -307,9 +287,7 @@ class Config:
         if self.eval.extractor == "digits-cnn" and (
             channels not in (1, None) or any(s not in (8, None) for s in sides)
         ):
-            raise UserError(
-                "eval.extractor", self.eval.extractor, "judges 8x8 grey images only: use inception"
-            )
+            raise UserError("eval.extractor", self.eval.extractor, "judges 8x8 grey images only: use inception")
 
     @property
     def folder(self) -> Path:

@@ -11,12 +11,7 @@ T = TypeVar("T")
 
 def whole(where: str, value: object, *, least: int, most: int | None = None) -> None:
     """A whole number in [least, most]."""
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < least
-        or (most is not None and value > most)
-    ):
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
         upper = "" if most is None else f" and at most {most}"
         raise UserError(where, value, f"must be a whole number, at least {least}{upper}")
 

@@ -57,9 +57,7 @@ def _keys_of(kind: type, prefix: str) -> Iterable[Key]:
 
 def preset_names() -> list[str]:
     """The shipped presets; the default one first."""
-    names = sorted(
-        entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml")
-    )
+    names = sorted(entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
     return sorted(names, key=lambda name: name != DEFAULT_PRESET)
 
 
@@ -112,9 +110,7 @@ def file_values(source: str | Path) -> dict[str, Any]:
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or "/" in str(source):
-            raise UserError(
-                path, None, "no such YAML file" if not path.is_dir() else "is a folder: give a YAML file"
-            )
+            raise UserError(path, None, "no such YAML file" if not path.is_dir() else "is a folder: give a YAML file")
         raise UserError("preset", str(source), f"not one of {', '.join(preset_names())}, nor a YAML file")
     nested = _read_yaml(path)
     base = nested.pop("preset", None)
@@ -151,9 +147,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a name", name.start_mark)
             if name.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {name.value!r} stands twice", name.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
             seen.add(name.value)
         return super().construct_mapping(node, deep)
 

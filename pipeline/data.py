@@ -114,8 +114,6 @@ def _labels(
     if all(isinstance(label, int) and label >= 0 for label in found):
         return torch.tensor(found, dtype=torch.int64), class_names
     if column is not None:
-        row, label = next(
-            (row, label) for row, label in enumerate(found) if not isinstance(label, int) or label < 0
-        )
+        row, label = next((row, label) for row, label in enumerate(found) if not isinstance(label, int) or label < 0)
         raise UserError("data.label_column", column, f"row {row} has the label {label!r}: not a class")
     return None, None

@@ -70,9 +70,7 @@ class Decoder:
         if self._channels is None:
             if image.mode != other.mode:
                 pair = f"{first} is {_colour(other)}, {name} is {_colour(image)}"
-                raise UserError(
-                    "data.channels", None, f"images differ: {pair}; set it to 1 or 3 to convert them"
-                )
+                raise UserError("data.channels", None, f"images differ: {pair}; set it to 1 or 3 to convert them")
             return image
         mode = "L" if self._channels == 1 else "RGB"
         if image.mode != mode:
@@ -88,9 +86,7 @@ class Decoder:
         if size is None:
             if image.size != other.size:
                 pair = f"{first} is {other.width}x{other.height}, {name} is {width}x{height}"
-                raise UserError(
-                    "data.image_size", None, f"images differ: {pair}; set it to resize and crop them"
-                )
+                raise UserError("data.image_size", None, f"images differ: {pair}; set it to resize and crop them")
             if width != height:
                 remedy = f"{name} is {width}x{height}, not square: set it to resize and crop the images"
                 raise UserError("data.image_size", None, remedy)
@@ -101,9 +97,7 @@ class Decoder:
         scale = size / min(width, height)
         width, height = max(size, round(width * scale)), max(size, round(height * scale))
         left, top = (width - size) // 2, (height - size) // 2
-        return image.resize((width, height), Image.Resampling.BICUBIC).crop(
-            (left, top, left + size, top + size)
-        )
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
     def transforms(self) -> list[str]:
         """What was done to the images so far, in words and in order."""
@@ -113,9 +107,7 @@ class Decoder:
         if self._converted:
             done.append("converted to grey (ITU-R 601)" if self._channels == 1 else "grey repeated to RGB")
         if self._resized:
-            done.append(
-                f"shorter side resized to {self._image_size} (bicubic, antialiased), cropped to the centre"
-            )
+            done.append(f"shorter side resized to {self._image_size} (bicubic, antialiased), cropped to the centre")
         return done
 
 

@@ -161,14 +161,10 @@ def _image_column(config: DataConfig, features: Mapping[str, Any]) -> str:
     listed = f"its columns: {', '.join(features)}"
     if config.image_column is not None:
         if config.image_column not in features:
-            raise UserError(
-                "data.image_column", config.image_column, f"{config.source} has no such column; {listed}"
-            )
+            raise UserError("data.image_column", config.image_column, f"{config.source} has no such column; {listed}")
         feature = features[config.image_column]
         if not isinstance(feature, datasets.Image) and not _holds_bytes(feature):
-            raise UserError(
-                "data.image_column", config.image_column, f"holds {feature}, not images; {listed}"
-            )
+            raise UserError("data.image_column", config.image_column, f"holds {feature}, not images; {listed}")
         return config.image_column
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     stored = [name for name in _IMAGE_NAMES if name in features and _holds_bytes(features[name])]

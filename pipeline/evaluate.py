@@ -9,7 +9,6 @@ import torch
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark
 from fewstep.eval.extractors import load_extractor
 from fewstep.eval.timing import Limits
-from fewstep.pipeline.config import parse_sampler
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.log import say
 from fewstep.pipeline.samplers import build_sampler
@@ -30,12 +29,9 @@ def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
     for network in (teacher.unet, student):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     samplers = [build_sampler(name, teacher, student) for name in config.samplers]
-    blocks = [
-        f"{sampler.label} x{config.ddpm_seed_blocks if parse_sampler(sampler.name)[1] == 'ddpm' else config.seed_blocks}"
-        for sampler in samplers
-    ]
     say(
-        f"eval: {config.images} images a seed block against {len(reference):,} real ones; {', '.join(blocks)}"
+        f"eval: {len(samplers)} samplers, {config.images} images a seed block, against {len(reference):,} real images "
+        f"({config.extractor}); {config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
     )
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,7 @@ def make_student(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
     errors = _conversion_error(run, model, teacher)
     say(f"  the student starts within RMSE {max(errors.values()):.4f} of the teacher's denoiser")
     cost = OBJECTIVES[config.objective](model, teacher, config.doublings)
-    say(
-        f"student: distilling with {config.objective} for {config.train.kimg:g} kimg, {config.doublings} doublings"
-    )
+    say(f"student: distilling with {config.objective} for {config.train.kimg:g} kimg, {config.doublings} doublings")
     job = run.training_job("student", config.train, config_hash)
     average = train(cost, job, run.accelerated(config.train.precision))
     assert isinstance(average, ConsistencyModel)
@@ -84,9 +82,8 @@ def search_two_step(run: "Run", model: ConsistencyModel) -> dict[float, float]:
     order = torch.randperm(len(run.data.images), generator=keyed_generator(config.seed, "search"))
     real = extract(extractor, run.data.images[order[:count]], f"features of {count} training images")
     target = statistics(real)
-    say(
-        f"  searching the two-step noise level: {len(SEARCHED_SIGMAS)} of them, {config.student.search_images} images each"
-    )
+    images = config.student.search_images
+    say(f"  searching the two-step noise level: {len(SEARCHED_SIGMAS)} of them, {images} images each")
     values = {}
     for sigma in SEARCHED_SIGMAS:
         sampler = student_sampler(model, 2, [model.sigma_max, sigma])

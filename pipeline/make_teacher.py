@@ -27,9 +27,7 @@ def make_teacher(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
         return {"source": config.source}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
     if shape[1] != shape[2]:
-        raise UserError(
-            "data.image_size", f"{shape[1]}x{shape[2]}", "images must be square: set data.image_size"
-        )
+        raise UserError("data.image_size", f"{shape[1]}x{shape[2]}", "images must be square: set data.image_size")
     network = config.network
     unet = build_unet(
         shape,

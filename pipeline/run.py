@@ -168,13 +168,9 @@ class Run:
 
     def accelerated(self, precision: str) -> Accelerator:
         """An Accelerator in the precision of a training section."""
-        return Accelerator(
-            cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision
-        )
+        return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
-    def _stage(
-        self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]
-    ) -> None:
+    def _stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> None:
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
         if is_fresh(folder, inputs):
             verify_outputs(folder)

@@ -40,9 +40,7 @@ def verify_outputs(folder: Path) -> None:
     """UserError naming the first file of a finished stage whose sha256 is not its manifest's."""
     for name, output in read_json(folder / MANIFEST)["outputs"].items():
         if sha256_file(folder / name) != output["sha256"]:
-            raise UserError(
-                folder / name, None, f"is corrupt (its sha256 changed); remove {folder} to make it again"
-            )
+            raise UserError(folder / name, None, f"is corrupt (its sha256 changed); remove {folder} to make it again")
 
 
 def make_stage(
@@ -90,6 +88,4 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - a
     """A nested dictionary as {dotted key: value}."""
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
-    return {
-        key: leaf for name, inner in value.items() for key, leaf in flatten(inner, f"{prefix}{name}.").items()
-    }
+    return {key: leaf for name, inner in value.items() for key, leaf in flatten(inner, f"{prefix}{name}.").items()}

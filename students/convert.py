@@ -21,9 +21,7 @@ def check_convertible(teacher: VPDenoiser, sigma_max: float) -> None:
     """Raise UserError where a teacher cannot become a student by route A."""
     config = teacher.unet.config
     if teacher.prediction != "v_prediction":
-        raise UserError(
-            "teacher.prediction", teacher.prediction, "only v_prediction teachers can be distilled"
-        )
+        raise UserError("teacher.prediction", teacher.prediction, "only v_prediction teachers can be distilled")
     if config["time_embedding_type"] != "positional":
         remedy = "only positional time embeddings load in the stock consistency pipeline"
         raise UserError("teacher.source", config["time_embedding_type"], remedy)
@@ -31,9 +29,7 @@ def check_convertible(teacher: VPDenoiser, sigma_max: float) -> None:
         remedy = "a student needs out_channels == in_channels and center_input_sample = false"
         raise UserError("teacher.source", (config["in_channels"], config["out_channels"]), remedy)
     if not isinstance(config["sample_size"], int):
-        raise UserError(
-            "teacher.source", config["sample_size"], "a student needs square images (an int sample_size)"
-        )
+        raise UserError("teacher.source", config["sample_size"], "a student needs square images (an int sample_size)")
     if sigma_max > teacher.sigma_max:
         remedy = f"is above the teacher's largest noise level; give at most {teacher.sigma_max:.4g}"
         raise UserError("student.sigma_max", sigma_max, remedy)

@@ -16,9 +16,7 @@ class StepGrid:
     num_train_timesteps: int = 9
     rho: float = 7.0
 
-    def scheduler(
-        self, sigma_min: float, sigma_max: float, sigma_data: float = 1.0
-    ) -> CMStochasticIterativeScheduler:
+    def scheduler(self, sigma_min: float, sigma_max: float, sigma_data: float = 1.0) -> CMStochasticIterativeScheduler:
         """The stock scheduler of this grid."""
         return CMStochasticIterativeScheduler(
             num_train_timesteps=self.num_train_timesteps,

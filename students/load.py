@@ -18,9 +18,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Consis
     """
     folder = Path(path).expanduser()
     if not (folder / "model_index.json").exists():
-        raise UserError(
-            folder, None, "is no student: it has no model_index.json; give a run's student folder"
-        )
+        raise UserError(folder, None, "is no student: it has no model_index.json; give a run's student folder")
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict) or index.get("_class_name") != "ConsistencyModelPipeline":
         raise UserError(folder, None, "is no student: model_index.json names no ConsistencyModelPipeline")

@@ -78,9 +78,7 @@ class ConsistencyObjective(Objective):
         return LossTerms(loss=weight * distance, sigma=t)
 
 
-def consistency_distillation(
-    network: ConsistencyModel, teacher: Denoiser, doublings: int
-) -> ConsistencyObjective:
+def consistency_distillation(network: ConsistencyModel, teacher: Denoiser, doublings: int) -> ConsistencyObjective:
     """CD (Song 2023, algorithm 2) with a Heun bridge, on ECT's pairs and weight."""
     return ConsistencyObjective(
         network,
@@ -91,9 +89,7 @@ def consistency_distillation(
     )
 
 
-def easy_consistency_tuning(
-    network: ConsistencyModel, teacher: Denoiser, doublings: int
-) -> ConsistencyObjective:
+def easy_consistency_tuning(network: ConsistencyModel, teacher: Denoiser, doublings: int) -> ConsistencyObjective:
     """ECT (Geng 2024): the data bridge; the teacher gives the starting weights alone."""
     return ConsistencyObjective(
         network,

@@ -49,9 +49,7 @@ class ECTPairs:
 
     def __call__(self, num: int, progress: Progress, generator: torch.Generator) -> SigmaPairs:
         """`num` pairs, stratified in the quantiles of ln t."""
-        low, high = (
-            _normal_cdf((math.log(s) - self.mean) / self.std) for s in (self.sigma_min, self.sigma_max)
-        )
+        low, high = (_normal_cdf((math.log(s) - self.mean) / self.std) for s in (self.sigma_min, self.sigma_max))
         quantile = low + (high - low) * stratified(num, generator)
         t = (self.mean + self.std * torch.special.ndtri(quantile)).exp().float()
         t = t.clamp(self.sigma_min * (1 + 1e-3), self.sigma_max)

@@ -24,9 +24,7 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> VPDeno
     if folder.is_dir():
         _check_folder(folder)
     elif folder.is_absolute() or str(path).startswith(("./", "../", "~")) or str(path).count("/") != 1:
-        raise UserError(
-            path, None, "no such folder; give a diffusers DDPM folder (with model_index.json) or a hub id"
-        )
+        raise UserError(path, None, "no such folder; give a diffusers DDPM folder (with model_index.json) or a hub id")
     source = str(folder if folder.is_dir() else path)
     try:
         unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True)
@@ -43,9 +41,7 @@ def _check_folder(folder: Path) -> None:
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            folder, None, "has no model_index.json; give the folder of a diffusers DDPMPipeline"
-        ) from None
+        raise UserError(folder, None, "has no model_index.json; give the folder of a diffusers DDPMPipeline") from None
     except ValueError:
         raise UserError(folder / "model_index.json", None, "is not valid JSON") from None
     unet = index.get("unet", [None, None]) if isinstance(index, dict) else None

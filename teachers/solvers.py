@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -40,10 +41,7 @@ def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
         x_0 = denoised_from_output(output, x / abar.sqrt(), ((1 - abar) / abar).sqrt(), teacher.prediction)
         if scheduler.config["clip_sample"]:
             x_0 = x_0.clamp(-scheduler.config["clip_sample_range"], scheduler.config["clip_sample_range"])
-        x = (
-            abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0
-            + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
-        )
+        x = abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0 + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
         if not last:
             variance = ((1 - abar_next) / (1 - abar) * (1 - alpha)).clamp(min=1e-20)
             x = x + variance.sqrt() * draw()
@@ -52,9 +50,7 @@ def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
 
 def ddim_scheduler(teacher: VPDenoiser, steps: int) -> DDIMScheduler:
     """DDIM at its best: trailing timesteps, so that it starts at pure noise, and a final sigma of zero."""
-    scheduler = DDIMScheduler.from_config(
-        teacher.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
-    )
+    scheduler = DDIMScheduler.from_config(teacher.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -72,16 +68,12 @@ def dpmsolver_scheduler(teacher: VPDenoiser, steps: int) -> DPMSolverMultistepSc
 
 
 @torch.inference_mode()
-def sample_scheduler(
-    teacher: VPDenoiser, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, draw: Draw
-) -> Tensor:
+def sample_scheduler(teacher: VPDenoiser, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, draw: Draw) -> Tensor:
     """Run a diffusers scheduler whose timesteps are set; it must be deterministic."""
     x = draw() * scheduler.init_noise_sigma
     scheduler.set_timesteps(len(scheduler.timesteps))
     for t in scheduler.timesteps:
-        output = teacher.unet(scheduler.scale_model_input(x, int(t)), t.to(x.device)).sample[
-            :, : teacher.shape[0]
-        ]
+        output = teacher.unet(scheduler.scale_model_input(x, int(t)), t.to(x.device)).sample[:, : teacher.shape[0]]
         x = scheduler.step(output.float(), t, x, return_dict=False)[0]  # type: ignore[arg-type]
     return x.clamp(-1, 1)
 
@@ -96,7 +88,7 @@ def sample_heun(teacher: Denoiser, steps: int, draw: Draw) -> Tensor:
     """Heun's second-order method on the probability-flow ODE (Karras 2022, algorithm 1): 2*steps - 1 evaluations."""
     sigmas = [*heun_sigmas(teacher, steps).tolist(), 0.0]
     x = draw() * sigmas[0]
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         slope = ode_slope(teacher, x, torch.full((len(x),), sigma, device=x.device))
         x_next = x + (sigma_next - sigma) * slope
         if sigma_next > 0:

@@ -51,9 +51,7 @@ def make_run(folder: Path, name: str = "digits") -> Path:
     """Write every file that a report reads into `folder` and return it."""
     random = np.random.default_rng(0)
     _write(folder / "config.json", _config(name))
-    _write(
-        folder / "data.json", {"source": "digits", "count": 1797, "shape": [1, 8, 8], "sha256": "ab12" * 16}
-    )
+    _write(folder / "data.json", {"source": "digits", "count": 1797, "shape": [1, 8, 8], "sha256": "ab12" * 16})
     for stage, seconds in (("teacher", 201.4), ("student", 262.9), ("eval", 171.0)):
         _write(folder / stage / "manifest.json", {"format": 1, "stage": stage, "seconds": seconds})
     for stage, low in (("teacher", 0.11), ("student", 0.02)):
@@ -91,12 +89,9 @@ def _write(path: Path, value: Any) -> None:
 def _write_log(path: Path, low: float, random: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = np.arange(20, 24_000, 20)
-    losses = (low + 0.8 * np.exp(-steps / 2500) + 0.3 / np.sqrt(steps)) * np.exp(
-        random.normal(0, 0.16, len(steps))
-    )
+    losses = (low + 0.8 * np.exp(-steps / 2500) + 0.3 / np.sqrt(steps)) * np.exp(random.normal(0, 0.16, len(steps)))
     lines = [
-        {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3}
-        for s, x in zip(steps, losses, strict=True)
+        {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3} for s, x in zip(steps, losses, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -104,9 +99,7 @@ def _write_log(path: Path, low: float, random: np.random.Generator) -> None:
 def _save_grid(path: Path, images: np.ndarray, columns: int = 8) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, (height, width) = len(images) // columns, images.shape[1:]
-    tiled = (
-        images.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
-    )
+    tiled = images.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
     Image.fromarray(tiled.clip(0, 255).round().astype(np.uint8)).save(path)
 
 
@@ -127,9 +120,7 @@ def _config(name: str) -> dict[str, Any]:
     }
 
 
-def _sampler(
-    name: str, label: str, kind: str, nfe: int, fd: float, sd: float | None, ms: float
-) -> dict[str, Any]:
+def _sampler(name: str, label: str, kind: str, nfe: int, fd: float, sd: float | None, ms: float) -> dict[str, Any]:
     blocks = 1 if sd is None else 3
 
     def metric(mean: float, relative: float) -> dict[str, Any]:

@@ -152,9 +152,7 @@ def test_an_interrupted_benchmark_keeps_finished_blocks_and_ends_equal(finished,
     timed = again[1].calls
     assert timed < again[2].calls  # the teacher was timed only, the student made seed 1 as well
     for name, result in results.items():
-        assert (
-            json.loads((tmp_path / "samplers" / f"{name}.json").read_text())["quality"] == result["quality"]
-        )
+        assert json.loads((tmp_path / "samplers" / f"{name}.json").read_text())["quality"] == result["quality"]
     assert (tmp_path / "neighbours.json").read_bytes() == (folder / "neighbours.json").read_bytes()
     third = samplers()
     run(tmp_path, third)
@@ -182,9 +180,7 @@ def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
         assert all(sampler.calls > 0 for sampler in again)
 
 
-@pytest.mark.parametrize(
-    ("change", "key"), [({"kid_subset_size": 81}, "kid_subset_size"), ({"images": 3}, "images")]
-)
+@pytest.mark.parametrize(("change", "key"), [({"kid_subset_size": 81}, "kid_subset_size"), ({"images": 3}, "images")])
 def test_settings_that_do_not_fit_are_refused_before_work(tmp_path, change, key):
     made = samplers()
     with pytest.raises(UserError, match=rf"eval\.{key}"):

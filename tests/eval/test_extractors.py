@@ -46,9 +46,7 @@ def test_digits_cnn_features_do_not_depend_on_the_batch():
     whole = extractor(images)
     assert whole.shape == (40, extractor.dim)
     assert whole.dtype == torch.float32
-    assert torch.allclose(
-        whole, torch.cat([extractor(part) for part in images.split(7)]), rtol=1e-4, atol=1e-4
-    )
+    assert torch.allclose(whole, torch.cat([extractor(part) for part in images.split(7)]), rtol=1e-4, atol=1e-4)
 
 
 def test_digits_cnn_weights_that_were_changed_are_named(tmp_path, monkeypatch):
@@ -133,9 +131,7 @@ def test_a_cached_download_is_used_without_the_net(tmp_path, monkeypatch):
 
 @pytest.mark.data
 def test_inception_features_are_torch_fidelitys(weights, tmp_path):
-    images = torch.randint(
-        0, 256, (2, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    images = torch.randint(0, 256, (2, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     extractor = load_extractor("inception", weights, "cpu")
     features = extractor(images)
     torch.save(load_file(weights), tmp_path / "weights.pth")
@@ -150,7 +146,5 @@ def test_inception_features_are_torch_fidelitys(weights, tmp_path):
 
 @pytest.mark.data
 def test_one_network_in_two_file_formats_has_one_hash(weights):
-    both = [
-        load_extractor("inception", weights.with_suffix(suffix), "cpu") for suffix in (".safetensors", ".pth")
-    ]
+    both = [load_extractor("inception", weights.with_suffix(suffix), "cpu") for suffix in (".safetensors", ".pth")]
     assert both[0].sha256 == both[1].sha256

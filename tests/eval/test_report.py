@@ -26,9 +26,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [
-            value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")
-        ]
+        self.loads += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")]
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -152,9 +150,7 @@ def test_results_of_another_protocol_are_refused_by_field(run_dir):
     protocol = json.loads((run_dir / "eval" / "benchmark.json").read_text())["protocol"]
     protocol["reference"]["count"] = 900
     change(path, quality={**other, "protocol": protocol})
-    with pytest.raises(
-        UserError, match=r"student_2\.json: protocol\.reference\.count: 900: differs from 1797"
-    ):
+    with pytest.raises(UserError, match=r"student_2\.json: protocol\.reference\.count: 900: differs from 1797"):
         write_report(run_dir, COMMANDS)
 
 

@@ -32,9 +32,7 @@ class Sleeper:
         return x
 
 
-@pytest.mark.parametrize(
-    ("runs", "present"), [(9, ()), (10, ("p90",)), (99, ("p90",)), (100, ("p90", "p99"))]
-)
+@pytest.mark.parametrize(("runs", "present"), [(9, ()), (10, ("p90",)), (99, ("p90",)), (100, ("p90", "p99"))])
 def test_percentiles_are_left_out_below_ten_and_a_hundred_runs(runs, present):
     summary = latency_summary([0.001 * (i + 1) for i in range(runs)])
     assert summary["runs"] == runs
@@ -70,9 +68,7 @@ def test_the_best_batch_size_is_found_and_a_slow_sampler_gets_one_that_fits():
     assert slow.batch == 2  # 8 images would take 0.4 s
     result = fast.to_json()
     assert len(fast.seconds) == THROUGHPUT_RUNS
-    assert (
-        40 < result["throughput"]["images_per_second"] <= 8 / 0.05
-    )  # a sleep may be too long, never too short
+    assert 40 < result["throughput"]["images_per_second"] <= 8 / 0.05  # a sleep may be too long, never too short
     assert result["ms_per_image"] == pytest.approx(1000 / result["throughput"]["images_per_second"])
     assert result["peak_memory_mb"] is None
 

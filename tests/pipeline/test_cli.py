@@ -210,9 +210,7 @@ def test_an_interruption_is_130_and_a_bug_is_a_traceback(capsys, stub, monkeypat
         raise KeyboardInterrupt
 
     def wrong(config, until):
-        raise {"bug": KeyError("k"), "file": FileNotFoundError(errno.ENOENT, "No such file", "f")}[
-            config.name
-        ]
+        raise {"bug": KeyError("k"), "file": FileNotFoundError(errno.ENOENT, "No such file", "f")}[config.name]
 
     monkeypatch.setattr(sys.modules["fewstep.pipeline.run"], "run", interrupted)
     assert main(["run"]) == 130

@@ -67,9 +67,7 @@ def test_the_pixel_hash_covers_shape_and_bytes():
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_parquet_file_with_image_and_label_types(tmp_path, mode):
     pictures = [image(seed, mode=mode) for seed in range(5)]
-    features = datasets.Features(
-        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
     path = parquet(tmp_path / "mine.parquet", {"picture": pictures, "kind": [0, 1, 1, 0, 1]}, features)
     data = load_data(DataConfig(source=f"parquet:{path}"), "train")
     expected = np.stack([np.asarray(picture).reshape(8, 8, -1).transpose(2, 0, 1) for picture in pictures])
@@ -85,9 +83,7 @@ def test_a_parquet_folder_is_split_by_file_names_and_its_shards_are_joined(tmp_p
     for shard in range(2):
         name = f"train-0000{shard}-of-00002.parquet"
         parquet(tmp_path / "plain_text" / name, {"img": [encoded(image(shard))], "label": [shard]})
-    parquet(
-        tmp_path / "plain_text" / "test-00000-of-00001.parquet", {"img": [encoded(image(9))], "label": [9]}
-    )
+    parquet(tmp_path / "plain_text" / "test-00000-of-00001.parquet", {"img": [encoded(image(9))], "label": [9]})
     config = DataConfig(source=f"parquet:{tmp_path}", reference_split="test")
     train, test = load_data(config, "train"), load_data(config, "test")
     assert (len(train.images), len(test.images)) == (2, 1)
