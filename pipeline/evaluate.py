@@ -38,7 +38,7 @@ def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
     benchmark(
         samplers,
         reference_images=reference,
-        reference_provenance={
+        reference_provenance={"dataset": dataset_name(data.source), "split": split},
             "dataset": data.source.partition(":")[0] + ":" + run.config.name,
             "split": split,
         },
@@ -65,3 +65,9 @@ def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
     )
     shutil.copytree(work, stage, dirs_exist_ok=True)
     return {"seed_blocks": config.seed_blocks}
+
+
+def dataset_name(source: str) -> str:
+    """A data source without the machine's own folders: hub:ID as it is, parquet:LAST/FOLDER by its last part."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if kind in ("parquet", "imagefolder") else source
