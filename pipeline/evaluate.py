@@ -39,9 +39,6 @@ def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
         samplers,
         reference_images=reference,
         reference_provenance={"dataset": dataset_name(data.source), "split": split},
-            "dataset": data.source.partition(":")[0] + ":" + run.config.name,
-            "split": split,
-        },
         training_images=run.data.images,
         extractor=load_extractor(config.extractor, config.inception_weights, run.device),
         settings=BenchmarkSettings(
