@@ -18,7 +18,7 @@ from fewstep.eval.extractors import check_extractor
 from fewstep.eval.report import write_report
 from fewstep.files import read_json, sha256_json, write_bytes, write_json
 from fewstep.pipeline.config import Config, TrainConfig
-from fewstep.pipeline.config_file import config_from_dict
+from fewstep.pipeline.config_file import config_from_dict, load_config
 from fewstep.pipeline.data import ImageData, load_data
 from fewstep.pipeline.evaluate import evaluate
 from fewstep.pipeline.lock import run_lock
@@ -32,13 +32,16 @@ from fewstep.pipeline.stages import is_fresh, make_stage, stage_hash, verify_out
 STAGES = ("teacher", "student", "evaluate", "report")
 
 
-def run(config: Config, until: str = "report") -> Path:
+def run(config: Config | str | Path, until: str = "report") -> Path:
     """Do what is missing or stale of a run, up to the stage `until` (one of STAGES); returns the run's folder.
 
+    `config` is a Config, or what `fewstep run` takes: the name of a preset or the path of a YAML file.
     Raises UserError for whatever is wrong with the configuration, the data or an earlier run in the folder.
     """
     if until not in STAGES:
         raise UserError("until", until, f"must be one of {', '.join(STAGES)}")
+    if not isinstance(config, Config):
+        config = load_config(config)
     folder, clock = config.folder, time.monotonic()
     with run_lock(folder), raising_signals():
         job = Run(config)
