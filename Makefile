@@ -1,7 +1,7 @@
 # fewstep: `make` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu lint typecheck report clean
+.PHONY: help run test test-slow test-gpu lint typecheck report readme clean
 
 BIN := .venv/bin
 CONFIG ?= digits
@@ -36,6 +36,9 @@ typecheck: .venv/.stamp-dev  ## pyright
 
 report: .venv/.stamp-run  ## write the report of RUN again from its results
 	$(BIN)/fewstep report $(RUN)
+
+readme: .venv/.stamp-run  ## fill the README's tables and picture from eval/results/
+	$(BIN)/python -m fewstep.eval.readme write
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

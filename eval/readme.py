@@ -58,7 +58,7 @@ def results_block(results: dict[str, Any]) -> str:
 
 
 def replace_block(text: str, name: str, block: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced; UserError if they are not there."""
+    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced; UserError without them."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, opened, rest = text.partition(start)
     _, closed, after = rest.partition(end)
