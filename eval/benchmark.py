@@ -4,7 +4,6 @@ An interrupted benchmark continues: each seed block is written when it is done, 
 inputs are not made again. Time is measured last, for all samplers together, since they take turns.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from fewstep.eval.floor import floor
 from fewstep.eval.images import ENCODING, Generated
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.pictures import save_grid, save_neighbours
-from fewstep.eval.protocol import Protocol
+from fewstep.eval.protocol import Protocol, slug
 from fewstep.eval.quality import add_block, generate, judge
 from fewstep.eval.reference import Reference, load_reference
 from fewstep.eval.speed import speed_ratios
@@ -60,11 +59,6 @@ class BenchmarkSettings:
     def blocks(self, sampler: Sampler) -> int:
         """How many seed blocks a sampler's quality is measured on."""
         return self.ddpm_seed_blocks if sampler.name.startswith("teacher@ddpm:") else self.seed_blocks
-
-
-def slug(name: str) -> str:
-    """A sampler's name as a file name."""
-    return re.sub(r"[^A-Za-z0-9+.-]", "_", name)
 
 
 def benchmark(
@@ -185,7 +179,7 @@ class _Run:
                 save_grid(self.folder / "grids" / f"{slug(sampler.name)}.png", images[:64])
             if seed == 0 and sampler is self.neighbours_of:
                 save_neighbours(self.folder, sampler.name, images, neighbours, training)
-            result["quality"] = add_block(result["quality"], self.protocol.hash, seed, metrics)
+            result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
             write_json(self._path(sampler), result)
             self.say(f"{sampler.label}, seed {seed}: FD {metrics['fd']:.3f}, KID {metrics['kid']:.5f}")
 

@@ -1,11 +1,12 @@
 """The protocol: all that must be equal before two numbers may stand in one table."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import sha256_json
+from fewstep.files import flatten, sha256_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +46,13 @@ class Protocol:
 
 def check_same(a: Protocol, b: Protocol) -> None:
     """UserError naming the first field in which two protocols differ, with both values."""
-    left, right = _flat(dataclasses.asdict(a)), _flat(dataclasses.asdict(b))
+    left, right = flatten(dataclasses.asdict(a)), flatten(dataclasses.asdict(b))
     for key in left | right:
         if left.get(key) != right.get(key):
             remedy = f"differs from {right.get(key)!r}: results of two protocols cannot be compared"
             raise UserError(f"protocol.{key}", left.get(key), remedy)
 
 
-def _flat(value: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for key, entry in value.items():
-        inner = entry.items() if isinstance(entry, dict) else [(None, entry)]
-        flat |= {key if name is None else f"{key}.{name}": leaf for name, leaf in inner}
-    return flat
+def slug(name: str) -> str:
+    """A sampler's name as a file name: "teacher@ddim:50" -> "teacher_ddim_50"."""
+    return re.sub(r"[^A-Za-z0-9+.-]", "_", name)

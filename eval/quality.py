@@ -11,6 +11,7 @@ from fewstep.eval.copies import Neighbours, TrainingImages
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.images import Generated
 from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
+from fewstep.eval.protocol import Protocol
 from fewstep.eval.reference import BATCH, Reference
 
 
@@ -53,14 +54,14 @@ def judge(
 
 
 def add_block(
-    quality: dict[str, Any] | None, protocol_hash: str, seed: int, metrics: dict[str, float]
+    quality: dict[str, Any] | None, protocol: Protocol, seed: int, metrics: dict[str, float]
 ) -> dict[str, Any]:
     """The "quality" part of a result file with one seed block more."""
     earlier = quality["metrics"] if quality else {}
     seeds = [*(quality["seeds"] if quality else []), seed]
     values = {name: [*earlier.get(name, {"values": []})["values"], value] for name, value in metrics.items()}
     summary = {name: _summary(entries) for name, entries in values.items()}
-    return {"protocol_hash": protocol_hash, "seeds": seeds, "metrics": summary}
+    return {"protocol_hash": protocol.hash, "protocol": protocol.to_json(), "seeds": seeds, "metrics": summary}
 
 
 def _summary(values: list[float]) -> dict[str, Any]:

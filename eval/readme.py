@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from fewstep.errors import UserError
-from fewstep.eval.report_inputs import slug
+from fewstep.eval.protocol import slug
 from fewstep.eval.report_text import best_teacher, results_table_markdown
 from fewstep.files import read_json
 

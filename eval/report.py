@@ -9,7 +9,7 @@ import jinja2
 
 from fewstep.eval import plots
 from fewstep.eval.report_images import grid, image_side, neighbours, strip
-from fewstep.eval.report_inputs import RunFiles, flatten, read_run
+from fewstep.eval.report_inputs import RunFiles, read_run
 from fewstep.eval.report_notes import caveats, comparisons, tiles
 from fewstep.eval.report_text import (
     Results,
@@ -25,7 +25,7 @@ from fewstep.eval.report_text import (
     rows,
     short_label,
 )
-from fewstep.files import staged_folder, write_bytes, write_json
+from fewstep.files import flatten, staged_folder, write_bytes, write_json
 
 
 def write_report(run_dir: Path, commands: Sequence[str]) -> Path:

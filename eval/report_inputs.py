@@ -1,14 +1,14 @@
 """Read a run folder for its report: every file named, every gap an error that says which command fills it."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import read_json, sha256_json
+from fewstep.eval.protocol import slug
+from fewstep.files import flatten, read_json, sha256_json
 
 STAGES = ("teacher", "student", "eval")
 COMMAND_OF_STAGE = {"teacher": "train-teacher", "student": "distill", "eval": "benchmark"}
@@ -28,11 +28,6 @@ class RunFiles:
     neighbours: dict[str, Any]
     neighbours_image: bytes
     logs: dict[str, list[dict[str, Any]]]
-
-
-def slug(name: str) -> str:
-    """A sampler's name as a file name: "teacher@ddim:50" -> "teacher_ddim_50"."""
-    return re.sub(r"[^A-Za-z0-9+.-]", "_", name)
 
 
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
@@ -116,14 +111,3 @@ def _check_protocol(run_dir: Path, protocol: dict[str, Any], sampler: dict[str, 
         f"differs from {expected!r} in eval/benchmark.json, so the results cannot stand in one table;"
         " measure again with `fewstep benchmark`",
     )
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys; other values stay as they are."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import read_json, restore_folder, sha256_file, sha256_json, staged_folder, write_json
+from fewstep.files import flatten, read_json, restore_folder, sha256_file, sha256_json, staged_folder, write_json
 from fewstep.pipeline.log import say
 
 MANIFEST = "manifest.json"
@@ -83,9 +83,3 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = flatten(before), flatten(now)
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - any JSON value
-    """A nested dictionary as {dotted key: value}."""
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    return {key: leaf for name, inner in value.items() for key, leaf in flatten(inner, f"{prefix}{name}.").items()}

@@ -1,11 +1,11 @@
-"""Files that are complete or absent: atomic writes, staged folders, hashes."""
+"""Files that are complete or absent: atomic writes, staged folders, hashes, JSON."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ def canonical_json(value: Any) -> str:
 def sha256_json(value: Any) -> str:
     """sha256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; other values stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return flat
 
 
 def read_json(path: Path) -> Any:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from fewstep.errors import UserError
-from fewstep.eval.benchmark import BenchmarkSettings, benchmark, slug
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
+from fewstep.eval.protocol import slug
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits
 
