@@ -5,6 +5,7 @@ last convolution is negated and only the time embedding, which must now read 250
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,8 @@ def check_convertible(teacher: VPDenoiser, sigma_max: float) -> None:
     if not isinstance(config["sample_size"], int):
         raise UserError("teacher.source", config["sample_size"], "a student needs square images (an int sample_size)")
     if sigma_max > teacher.sigma_max:
-        remedy = f"is above the teacher's largest noise level; give at most {teacher.sigma_max:.4g}"
+        largest = math.floor(teacher.sigma_max * 100) / 100
+        remedy = f"is above the teacher's largest noise level; give at most {largest}"
         raise UserError("student.sigma_max", sigma_max, remedy)
 
 

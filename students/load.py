@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from diffusers import CMStochasticIterativeScheduler, UNet2DModel
+from diffusers import CMStochasticIterativeScheduler
 
 from fewstep.errors import UserError
 from fewstep.files import read_json
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import StepGrid
+from fewstep.teachers.stock import load_parts
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> ConsistencyModel:
@@ -22,13 +23,15 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Consis
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict) or index.get("_class_name") != "ConsistencyModelPipeline":
         raise UserError(folder, None, "is no student: model_index.json names no ConsistencyModelPipeline")
-    try:
-        unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", use_safetensors=True)
-        scheduler = CMStochasticIterativeScheduler.from_pretrained(str(folder), subfolder="scheduler")
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(folder, None, f"cannot be loaded as a student ({first_line})") from None
+    unet, scheduler = load_parts(str(folder), CMStochasticIterativeScheduler, "student")
     config = scheduler.config
+    if not isinstance(unet.config["sample_size"], int):
+        raise UserError(
+            f"{folder}: sample_size", unet.config["sample_size"], "a student makes square images: one number"
+        )
+    if not 0 < config["sigma_min"] < config["sigma_max"]:
+        values = (config["sigma_min"], config["sigma_max"])
+        raise UserError(f"{folder}: sigma_min, sigma_max", values, "must be 0 < sigma_min < sigma_max")
     model = ConsistencyModel(
         unet,
         sigma_min=config["sigma_min"],

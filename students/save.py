@@ -7,6 +7,7 @@ import torch
 from diffusers import ConsistencyModelPipeline
 
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
+from fewstep.teachers.stock import quiet
 
 ROUND_TRIP_TOLERANCE = 1e-4
 """Largest difference allowed between a pixel of ours and the stock pipeline's, of a range of 2."""
@@ -20,7 +21,7 @@ def save_student(model: ConsistencyModel, folder: Path) -> dict[int, float]:
     """
     scheduler = model.grid.scheduler(model.sigma_min, model.sigma_max, model.sigma_data)
     assert scheduler.config["sigma_min"] == float(np.float32(scheduler.config["sigma_min"]))
-    unet = model.clone().unet.to("cpu", torch.float32).eval()  # type: ignore[arg-type]
+    unet = model.clone().unet.cpu().float().eval()
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
     return round_trip(model, folder)
 
@@ -28,7 +29,8 @@ def save_student(model: ConsistencyModel, folder: Path) -> dict[int, float]:
 def round_trip(model: ConsistencyModel, folder: Path, num: int = 4) -> dict[int, float]:
     """{steps: largest pixel difference} between our sampler and stock diffusers on `num` images in [-1, 1]."""
     ours = model.clone().to("cpu").eval()
-    pipeline = ConsistencyModelPipeline.from_pretrained(str(folder), use_safetensors=True)
+    with quiet():
+        pipeline = ConsistencyModelPipeline.from_pretrained(str(folder), use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     differences = {}
     for steps in (1, 2, 4):

@@ -7,6 +7,8 @@ from torch import Tensor
 from fewstep.teachers.interfaces import per_image
 from fewstep.teachers.schedule import timestep_of_sigma, vp_sigmas
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
 
 class VPDenoiser:
     """D(x; sigma) of a UNet2DModel and the DDPM schedule it was trained under.
@@ -45,4 +47,4 @@ def denoised_from_output(output: Tensor, x: Tensor, sigma: Tensor, prediction: s
         return x / (1 + sigma**2) - sigma / (1 + sigma**2).sqrt() * output
     if prediction == "sample":
         return output
-    raise ValueError(f"prediction type {prediction!r}: use epsilon, v_prediction or sample")
+    raise ValueError(f"prediction type {prediction!r}: use one of {', '.join(PREDICTIONS)}")

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from fewstep.teachers.denoiser import VPDenoiser, denoised_from_output
+from fewstep.teachers.denoiser import VPDenoiser
 from fewstep.teachers.interfaces import Denoiser, per_image
 from fewstep.teachers.schedule import karras_sigmas
 
@@ -38,7 +38,7 @@ def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
         abar_next = scheduler.one if last else scheduler.alphas_cumprod[timesteps[index + 1]]
         alpha = abar / abar_next
         output = unet(x, torch.full((len(x),), t, device=x.device)).sample[:, : teacher.shape[0]].float()
-        x_0 = denoised_from_output(output, x / abar.sqrt(), ((1 - abar) / abar).sqrt(), teacher.prediction)
+        x_0 = _x_0(output, x, abar, teacher.prediction)
         if scheduler.config["clip_sample"]:
             x_0 = x_0.clamp(-scheduler.config["clip_sample_range"], scheduler.config["clip_sample_range"])
         x = abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0 + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
@@ -46,6 +46,15 @@ def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
             variance = ((1 - abar_next) / (1 - abar) * (1 - alpha)).clamp(min=1e-20)
             x = x + variance.sqrt() * draw()
     return x.clamp(-1, 1)
+
+
+def _x_0(output: Tensor, x_vp: Tensor, abar: Tensor, prediction: str) -> Tensor:
+    # In VP terms, not through sigma: v prediction then holds at abar = 0, a schedule of zero terminal SNR.
+    if prediction == "epsilon":
+        return (x_vp - (1 - abar).sqrt() * output) / abar.sqrt()
+    if prediction == "v_prediction":
+        return abar.sqrt() * x_vp - (1 - abar).sqrt() * output
+    return output
 
 
 def ddim_scheduler(teacher: VPDenoiser, steps: int) -> DDIMScheduler:

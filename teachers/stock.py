@@ -1,0 +1,59 @@
+"""The two parts of a stock diffusers folder, unet/ and scheduler/, read with every fault as one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, UNet2DModel
+from diffusers.utils import logging
+
+from fewstep.errors import UserError
+from fewstep.files import read_json
+
+Scheduler = TypeVar("Scheduler", DDPMScheduler, CMStochasticIterativeScheduler)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Diffusers without progress bars and without warnings of its logger; both are put back as they were."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tuple[UNet2DModel, Scheduler]:
+    """An unconditional UNet2DModel and its scheduler from a folder or hub id, whose `role` the errors name.
+
+    Raises UserError for files that are absent, malformed or damaged, for weights that are no safetensors or not
+    exactly the network's, for class-conditional networks and for images without a size.
+    """
+    if Path(source).is_dir():
+        for name in ("unet/config.json", "scheduler/scheduler_config.json"):
+            if not isinstance(read_json(Path(source) / name), dict):
+                raise UserError(Path(source) / name, None, "is no JSON object")
+    try:
+        with quiet():
+            unet, info = UNet2DModel.from_pretrained(
+                source, subfolder="unet", use_safetensors=True, output_loading_info=True
+            )
+            scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(source, None, f"cannot be loaded as a {role} ({first_line})") from None
+    if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
+        raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            raise UserError(source, None, f"the weights in unet/ are not its config's: {kind} {sorted(info[kind])[:3]}")
+    size = unet.config["sample_size"]
+    sides = [size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or not all(isinstance(s, int) for s in sides):
+        raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
+    return unet, scheduler
