@@ -7,7 +7,7 @@ renamed into place and verified; only then is the oldest removed.
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.files import read_json, sha256_file, staged_folder, write_json
+from fewstep.files import read_json, sha256_file, sha256_json, staged_folder, write_json
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{9})")
@@ -24,11 +24,13 @@ _NAME = re.compile(r"step-(\d{9})")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a checkpoint holds: the objective's and the average's tensors, the optimizer's, and the step."""
+    """What a checkpoint holds: the tensors of the objective, the average and the optimizer, and unlogged losses."""
 
     objective: nn.Module
     ema: nn.Module
     optimizer: torch.optim.Optimizer
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last log line, so that a resumed log holds the same means."""
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: str, keep: int) -> Path:
@@ -41,7 +43,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
         files = {
             path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(stage.iterdir())
         }
-        write_json(stage / MANIFEST, {"format": 1, "step": step, "config_hash": config_hash, "files": files})
+        manifest = {"format": 1, "step": step, "config_hash": config_hash, "losses": state.losses, "files": files}
+        write_json(stage / MANIFEST, manifest | {"sha256": sha256_json(manifest)})
     verify_checkpoint(target)
     for old in list_checkpoints(folder)[: -max(keep, 2)]:
         shutil.rmtree(old)
@@ -57,15 +60,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file has the size and sha256 that it names; else UserError."""
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict) or "step" not in manifest:
-        raise UserError(path / MANIFEST, None, "is no checkpoint manifest")
+    manifest, step = read_json(path / MANIFEST), int(path.name.removeprefix("step-"))
+    digest = manifest.pop("sha256", None) if isinstance(manifest, dict) else None
+    if digest != sha256_json(manifest) or manifest["step"] != step:
+        raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): its own sha256 differs")
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise UserError(file, None, f"is missing from the checkpoint of step {manifest['step']}")
+            raise UserError(file, None, f"is missing from the checkpoint of step {step}")
         if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
-            raise UserError(file, None, f"is corrupt (checkpoint of step {manifest['step']}): sha256 or size differs")
+            raise UserError(file, None, f"is corrupt (checkpoint of step {step}): sha256 or size differs")
     return manifest
 
 
@@ -101,6 +105,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> int:
     state.objective.load_state_dict(load_file(path / "objective.safetensors"))
     state.ema.load_state_dict(load_file(path / "ema.safetensors"))
     _load_optimizer(state.optimizer, load_file(path / "optimizer.safetensors"))
+    state.losses[:] = manifest["losses"]
     return int(manifest["step"])
 
 

@@ -1,6 +1,7 @@
 """What a long job tells: a progress bar, a JSON-lines log and TensorBoard curves."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fewstep.files import write_bytes
 
 console = Console(highlight=False, soft_wrap=True)
 _PLAIN_EVERY = 15.0
@@ -61,13 +64,13 @@ class ProgressLine:
 class TrainingLog:
     """Appends records to a JSON-lines file and to TensorBoard, where it is installed.
 
-    A resumed run drops the lines from `start_step` on, so that each step stands once.
+    A resumed run drops the lines after `start_step`, so that each step stands once.
     """
 
     def __init__(self, path: Path, tensorboard: Path, start_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step] if start_step else []
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for line in _lines(path) if _step(line) <= start_step] if start_step else []
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
         self.board = None
         if "tensorboard" in sys.modules or _has_tensorboard():
@@ -93,6 +96,14 @@ class TrainingLog:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _step(line: str) -> float:
+    """A line's step; infinity for a line that a full disk or a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def _has_tensorboard() -> bool:

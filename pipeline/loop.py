@@ -109,7 +109,7 @@ def _run(
     objective: Objective = state.objective  # type: ignore[assignment]
     config, total = job.config, job.total_steps
     save_every = max(1, round(config.checkpoint_kimg * 1000 / config.batch_size))
-    began, losses = time.monotonic(), []
+    began, losses = time.monotonic(), state.losses
     with ProgressLine(job.title, total, start) as line:
         for step in range(start, total):
             progress = Progress(step=step, total_steps=total, images=step * config.batch_size)

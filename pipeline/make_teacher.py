@@ -23,6 +23,10 @@ def make_teacher(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
     if config.source != "train":
         say(f"teacher: loading {config.source}")
         teacher = load_teacher(config.source)
+        made, needed = ("x".join(map(str, shape)) for shape in (teacher.shape, run.data.images.shape[1:]))
+        if made != needed:
+            remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
+            raise UserError("teacher.source", config.source, remedy)
         save_teacher(teacher.unet, teacher.scheduler, stage)
         return {"source": config.source}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]

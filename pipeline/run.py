@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from fewstep.errors import UserError
@@ -17,8 +17,10 @@ from fewstep.eval.environment import environment
 from fewstep.eval.extractors import check_extractor
 from fewstep.eval.report import write_report
 from fewstep.files import read_json, sha256_json, write_bytes, write_json
+from fewstep.pipeline.checkpoint import latest_checkpoint
+from fewstep.pipeline.cli_config import config_yaml
 from fewstep.pipeline.config import Config, TrainConfig
-from fewstep.pipeline.config_file import config_from_dict, load_config
+from fewstep.pipeline.config_file import load_config
 from fewstep.pipeline.data import ImageData, load_data
 from fewstep.pipeline.evaluate import evaluate
 from fewstep.pipeline.lock import run_lock
@@ -27,7 +29,7 @@ from fewstep.pipeline.loop import TrainingJob
 from fewstep.pipeline.make_student import make_student
 from fewstep.pipeline.make_teacher import make_teacher
 from fewstep.pipeline.signals import raising_signals
-from fewstep.pipeline.stages import is_fresh, make_stage, stage_hash, verify_outputs
+from fewstep.pipeline.stages import MANIFEST, is_fresh, make_stage, stage_hash, verify_outputs
 
 STAGES = ("teacher", "student", "evaluate", "report")
 
@@ -46,7 +48,6 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     with run_lock(folder), raising_signals():
         job = Run(config)
         job.check(until)
-        job.write_config()
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
         say(f"finished in {time.monotonic() - clock:.0f} s")
@@ -72,10 +73,7 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, config.folder
-        if config.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError("device", config.device, "no CUDA device is available; use auto or cpu")
-        self.accelerator = Accelerator(cpu=config.device == "cpu")
-        self.device = self.accelerator.device
+        self.device = PartialState(cpu=config.device == "cpu").device
 
     @cached_property
     def data(self) -> ImageData:
@@ -88,15 +86,11 @@ class Run:
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
-        """Provenance of the training images, kept in data.json for as long as the data section is the same."""
+        """Provenance of the training images; what data.json keeps of them while the data section is the same."""
         path, section = self.folder / "data.json", self.config.to_dict()["data"]
-        if path.exists():
-            kept = read_json(path)
-            if kept.get("config") == section:
-                return kept
-        facts = self.data.provenance | {"config": section}
-        write_json(path, facts)
-        return facts
+        if path.exists() and (kept := read_json(path)).get("config") == section:
+            return kept
+        return self.data.provenance | {"config": section}
 
     def check(self, until: str) -> None:
         """What can be known to be wrong before any work starts."""
@@ -106,14 +100,13 @@ class Run:
         if config.teacher.source == "train" and config.teacher.prediction != "v_prediction":
             remedy = "an epsilon teacher can be trained and sampled (fewstep train-teacher); distil a v_prediction one"
             raise UserError("teacher.prediction", config.teacher.prediction, remedy)
-        if not is_fresh_quietly(self.folder / "eval"):
+        if not (self.folder / "eval" / MANIFEST).exists():
             shape = tuple(self.data_facts["shape"])
             check_extractor(config.eval.extractor, config.eval.inception_weights, shape)
 
     def write_config(self) -> None:
-        """The resolved configuration, as YAML for people and as JSON, with its hash."""
-        from fewstep.pipeline.cli_config import config_yaml
-
+        """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
+        write_json(self.folder / "data.json", self.data_facts)
         write_bytes(self.folder / "config.yaml", config_yaml(self.config).encode())
         write_json(self.folder / "config.json", self.config.to_dict())
 
@@ -152,6 +145,7 @@ class Run:
 
     def report(self) -> None:
         """Write report/ from the files of the other stages."""
+        self.write_config()
         write_report(self.folder, commands(self.folder))
 
     def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
@@ -170,7 +164,8 @@ class Run:
         )
 
     def accelerated(self, precision: str) -> Accelerator:
-        """An Accelerator in the precision of a training section."""
+        """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
+        AcceleratorState._reset_state()
         return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
     def _stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> None:
@@ -179,6 +174,8 @@ class Run:
             verify_outputs(folder)
             say(f"{name}: up to date")
         else:
+            latest_checkpoint(checkpoints, sha256_json(inputs), lambda text: None)  # refuse before writing anything
+            self.write_config()
             facts = {
                 "config_hash": sha256_json(self.config.to_dict()),
                 "seed": self.config.seed,
@@ -188,13 +185,3 @@ class Run:
             set_seed(self.config.seed)
             make_stage(folder, inputs, facts, build)
         shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def is_fresh_quietly(folder: Path) -> bool:
-    """Whether a stage's folder exists at all: its inputs are checked later."""
-    return (folder / "manifest.json").exists()
-
-
-def load_run_config(folder: Path) -> Config:
-    """The resolved configuration that a run folder keeps."""
-    return config_from_dict(read_json(folder / "config.json"))

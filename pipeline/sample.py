@@ -13,6 +13,7 @@ from fewstep.eval.images import Generated, grid
 from fewstep.files import staged_folder
 from fewstep.pipeline.log import say
 from fewstep.pipeline.samplers import student_sampler
+from fewstep.pipeline.signals import raising_signals
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.load import load_student
 
@@ -46,7 +47,7 @@ def sample_to_folder(
     folder = run / "student" if (run / "student").is_dir() else run
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = sample(load_student(folder, device), num, steps, seed, labels)
-    with staged_folder(out) as stage:
+    with raising_signals(), staged_folder(out) as stage:
         if form == "npz":
             np.savez(stage / "samples.npz", images.permute(0, 2, 3, 1).numpy())
         else:

@@ -1,10 +1,14 @@
 """Stages: each leaves a folder with a manifest, and is done again only when what it was made from has changed."""
 
+import os
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import flatten, read_json, restore_folder, sha256_file, sha256_json, staged_folder, write_json
@@ -49,12 +53,20 @@ def make_stage(
     facts: dict[str, Any],
     build: Callable[[Path], dict[str, Any] | None],
 ) -> None:
-    """Build a stage's folder, complete or not at all. `build` fills it and may return more for the manifest."""
+    """Build a stage's folder, complete or not at all. `build` fills it and may return more for the manifest.
+
+    OSError names the run's folder, also for a full disk that safetensors reports as an exception of its own.
+    """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    with staged_folder(folder) as stage:
-        more = build(stage) or {}
-        seconds = time.monotonic() - clock
-        write_json(stage / MANIFEST, manifest(stage, folder.name, inputs, seconds, started, facts | more))
+    try:
+        with staged_folder(folder) as stage:
+            more = build(stage) or {}
+            seconds = time.monotonic() - clock
+            write_json(stage / MANIFEST, manifest(stage, folder.name, inputs, seconds, started, facts | more))
+    except SafetensorError as error:
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder.parent)) from error
     say(f"{folder.name}: done in {seconds:.0f} s")
 
 
@@ -82,4 +94,3 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Dotted names of the inputs that differ."""
     old, new = flatten(before), flatten(now)
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-
