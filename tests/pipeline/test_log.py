@@ -1,0 +1,81 @@
+"""The log of a training run: each step once, whatever cut it off; and lines for the person watching."""
+
+import json
+
+import pytest
+
+from fewstep.pipeline import log
+from fewstep.pipeline.log import ProgressLine, TrainingLog, say
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "_has_tensorboard", lambda: False)
+    return tmp_path / "logs" / "teacher.jsonl"
+
+
+def write(path, start, stop, loss=0.5):
+    records = TrainingLog(path, path.parent / "tensorboard", start)
+    for step in range(start + 1, stop + 1):
+        records.write({"step": step, "loss": loss})
+    records.close()
+
+
+def steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_one_json_object_a_line(path):
+    write(path, 0, 3)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": step, "loss": 0.5} for step in (1, 2, 3)
+    ]
+
+
+def test_a_resumed_run_repeats_no_step(path):
+    write(path, 0, 5)
+    write(path, 3, 6, loss=0.25)
+    assert steps(path) == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.5] * 3 + [0.25] * 3
+
+
+def test_a_run_that_starts_anew_starts_the_log_anew(path):
+    write(path, 0, 5)
+    write(path, 0, 2)
+    assert steps(path) == [1, 2]
+
+
+def test_a_line_cut_short_by_a_full_disk_is_dropped(path):
+    write(path, 0, 5)
+    path.write_text(path.read_text()[:-9])
+    write(path, 5, 6)
+    assert steps(path) == [1, 2, 3, 4, 6]
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records = TrainingLog(tmp_path / "a.jsonl", tmp_path / "board", 0)
+    for step in (20, 40):
+        records.write({"step": step, "loss": step / 10, "lr": 0.5})
+    records.close()
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert sorted(board.Tags()["scalars"]) == ["loss", "lr"]
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(20, 2.0), (40, 4.0)]
+
+
+def test_say_prints_text_as_it_is(capsys):
+    say("a [bold]word[/bold] and a very long line " + "x" * 200)
+    assert capsys.readouterr().out == "a [bold]word[/bold] and a very long line " + "x" * 200 + "\n"
+
+
+def test_in_a_file_a_line_comes_now_and_then_with_the_time_left(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    with ProgressLine("teacher", total=100, start=20) as line:
+        for done in range(21, 61):
+            clock[0] += 1
+            line.update(done, f"loss {done}")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["  teacher 35%  loss 35  65 s left", "  teacher 50%  loss 50  50 s left"]
