@@ -31,14 +31,29 @@ class Sampler(Protocol):
     for an unconditional model, `schedule` holds the timesteps or sigmas that are used.
     """
 
-    name: str
-    label: str
-    kind: str
-    nfe: int
-    network_parameters: int
-    shape: tuple[int, int, int]
-    num_classes: int | None
-    schedule: Sequence[float]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def nfe(self) -> int: ...
+
+    @property
+    def network_parameters(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def schedule(self) -> Sequence[float]: ...
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], float32 in [-1, 1], on the sampler's device; labels are int64 [B]."""

@@ -2,24 +2,22 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark
 from fewstep.eval.extractors import load_extractor
 from fewstep.eval.timing import Limits
+from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.log import say
 from fewstep.pipeline.samplers import build_sampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 
-if TYPE_CHECKING:
-    from fewstep.pipeline.run import Run
 
-
-def evaluate(run: "Run", stage: Path, identity: str) -> dict[str, Any]:
+def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
     config, data = run.config.eval, run.config.data
     split = data.reference_split or data.split

@@ -38,7 +38,7 @@ class ProgressLine:
                 console=console,
                 transient=True,
             )
-            self.task = self.bar.add_task(title, total=total, completed=start, text="")
+            self.task = self.bar.add_task(title, total=total, completed=int(start), text="")
 
     def __enter__(self) -> "ProgressLine":
         if self.bar:

@@ -1,7 +1,7 @@
 """The student stage: convert the teacher, distil, choose the two-step noise level, save and check the round trip."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,6 +11,7 @@ from fewstep.eval.metrics import frechet_distance, statistics
 from fewstep.eval.reference import extract
 from fewstep.files import sha256_file
 from fewstep.pipeline.card import model_card
+from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.log import say
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import keyed_generator
@@ -23,15 +24,12 @@ from fewstep.students.save import save_student
 from fewstep.teachers.denoiser import VPDenoiser
 from fewstep.teachers.load import load_teacher
 
-if TYPE_CHECKING:
-    from fewstep.pipeline.run import Run
-
 SEARCHED_SIGMAS = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0)
 SEARCH_SEED = 4095
 """The seed block of the search: no benchmark that starts at block 0 reaches it."""
 
 
-def make_student(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
+def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
     """Fill `stage` with a stock ConsistencyModelPipeline folder of the averaged weights and its model card."""
     config, folder = run.config.student, run.folder / "teacher"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -71,7 +69,7 @@ def make_student(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
     return facts
 
 
-def search_two_step(run: "Run", model: ConsistencyModel) -> dict[float, float]:
+def search_two_step(run: RunContext, model: ConsistencyModel) -> dict[float, float]:
     """Frechet distance of two-step samples, by intermediate noise level, on a seed block of its own.
 
     It is taken to training images, never to a held-out reference: choosing on what one is judged by flatters.
@@ -93,6 +91,6 @@ def search_two_step(run: "Run", model: ConsistencyModel) -> dict[float, float]:
     return values
 
 
-def _conversion_error(run: "Run", model: ConsistencyModel, teacher: VPDenoiser) -> dict[float, float]:
+def _conversion_error(run: RunContext, model: ConsistencyModel, teacher: VPDenoiser) -> dict[float, float]:
     images = run.data.images[:128].to(run.device).float() / 127.5 - 1
     return conversion_error(model.eval(), teacher, images, keyed_generator(run.config.seed, "conversion"))

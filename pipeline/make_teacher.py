@@ -1,11 +1,12 @@
 """The teacher stage: train a DDPM teacher, or take one from elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fewstep.errors import UserError
+from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.log import say
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import key
@@ -13,11 +14,8 @@ from fewstep.teachers.load import load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler, build_unet
 from fewstep.teachers.objective import DDPMObjective
 
-if TYPE_CHECKING:
-    from fewstep.pipeline.run import Run
 
-
-def make_teacher(run: "Run", stage: Path, config_hash: str) -> dict[str, Any]:
+def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
     """Fill `stage` with a stock DDPMPipeline folder of the averaged weights."""
     config = run.config.teacher
     if config.source != "train":

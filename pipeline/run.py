@@ -4,28 +4,24 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from fewstep.errors import UserError
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import check_extractor
 from fewstep.eval.report import write_report
-from fewstep.files import read_json, sha256_json, write_bytes, write_json
+from fewstep.files import sha256_json, write_bytes, write_json
 from fewstep.pipeline.checkpoint import latest_checkpoint
 from fewstep.pipeline.cli_config import config_yaml
-from fewstep.pipeline.config import Config, TrainConfig
+from fewstep.pipeline.config import Config
 from fewstep.pipeline.config_file import load_config
-from fewstep.pipeline.data import ImageData, load_data
+from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.evaluate import evaluate
 from fewstep.pipeline.lock import run_lock
 from fewstep.pipeline.log import say
-from fewstep.pipeline.loop import TrainingJob
 from fewstep.pipeline.make_student import make_student
 from fewstep.pipeline.make_teacher import make_teacher
 from fewstep.pipeline.signals import raising_signals
@@ -68,29 +64,8 @@ def commands(folder: Path) -> list[str]:
     return [f"fewstep run {folder / 'config.yaml'}"]
 
 
-class Run:
-    """One run in progress: its configuration, folder and data, and its stages as methods."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.folder = config, config.folder
-        self.device = PartialState(cpu=config.device == "cpu").device
-
-    @cached_property
-    def data(self) -> ImageData:
-        """The training images; read when a stage needs them."""
-        config = self.config.data
-        say(f"data: reading {config.source}, split {config.split}")
-        data = load_data(config, config.split)
-        self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
-        return data
-
-    @cached_property
-    def data_facts(self) -> dict[str, Any]:
-        """Provenance of the training images; what data.json keeps of them while the data section is the same."""
-        path, section = self.folder / "data.json", self.config.to_dict()["data"]
-        if path.exists() and (kept := read_json(path)).get("config") == section:
-            return kept
-        return self.data.provenance | {"config": section}
+class Run(RunContext):
+    """A run's stages, as methods."""
 
     def check(self, until: str) -> None:
         """What can be known to be wrong before any work starts."""
@@ -115,6 +90,8 @@ class Run:
         section = self.config.to_dict()["teacher"]
         own = section["source"] == "train"
         inputs = {"teacher": section, "seed": self.config.seed, "data": self.data_facts["sha256"]}
+        if self.config.data.horizontal_flip:
+            inputs["horizontal_flip"] = True
         inputs = inputs if own else {"teacher": {"source": section["source"]}}
         self._stage("teacher", inputs, lambda stage: make_teacher(self, stage, sha256_json(inputs)))
 
@@ -147,26 +124,6 @@ class Run:
         """Write report/ from the files of the other stages."""
         self.write_config()
         write_report(self.folder, commands(self.folder))
-
-    def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
-        """The training part of a stage, with its places in the run folder."""
-        return TrainingJob(
-            title=title,
-            images=self.data.images,
-            labels=self.data.labels,
-            horizontal_flip=self.config.data.horizontal_flip,
-            config=config,
-            seed=self.config.seed,
-            config_hash=config_hash,
-            checkpoints=self.folder / "checkpoints" / title,
-            log=self.folder / "logs" / f"{title}.jsonl",
-            tensorboard=self.folder / "logs" / "tensorboard" / title,
-        )
-
-    def accelerated(self, precision: str) -> Accelerator:
-        """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
-        AcceleratorState._reset_state()
-        return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
     def _stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> None:
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name

@@ -43,8 +43,6 @@ class ConsistencyObjective(Objective):
     r = sigma_min the target is x_r, since f(x, sigma_min) = x.
     """
 
-    network: ConsistencyModel
-
     def __init__(
         self,
         network: ConsistencyModel,

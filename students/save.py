@@ -37,9 +37,8 @@ def round_trip(model: ConsistencyModel, folder: Path, num: int = 4) -> dict[int,
         if steps >= model.grid.num_train_timesteps:
             continue
         generators = [torch.Generator("cpu").manual_seed(index) for index in range(num)]
-        stock = pipeline(
-            batch_size=num, num_inference_steps=steps, generator=_fresh(generators), output_type="np"
-        ).images
+        options = {"generator": _fresh(generators), "output_type": "np", "return_dict": False}
+        stock = np.asarray(pipeline(batch_size=num, num_inference_steps=steps, **options)[0])
         mine = sample_consistency(ours, model.step_sigmas(steps), lambda: _draw(generators, model.shape))  # noqa: B023
         differences[steps] = float(np.abs(mine.permute(0, 2, 3, 1).numpy() - (stock * 2 - 1)).max())
         if not differences[steps] <= ROUND_TRIP_TOLERANCE:

@@ -1,9 +1,13 @@
 """A fresh teacher: diffusers' UNet2DModel and DDPMScheduler."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+
+Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 def build_unet(
@@ -36,7 +40,7 @@ def build_unet(
         )
 
 
-def build_scheduler(num_train_timesteps: int, schedule: str, prediction: str) -> DDPMScheduler:
+def build_scheduler(num_train_timesteps: int, schedule: Schedule, prediction: Prediction) -> DDPMScheduler:
     """The DDPM schedule: `linear` is beta from 1e-4 to 0.02 (Ho 2020); x0 is clipped to [-1, 1] in sampling."""
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,

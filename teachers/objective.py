@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
 
 from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, randn
 from fewstep.teachers.schedule import vp_sigmas
@@ -15,6 +16,7 @@ class DDPMObjective(Objective):
     """
 
     cost = Evaluations(student=1)
+    sigmas: Tensor
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
         super().__init__()

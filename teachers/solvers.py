@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -59,19 +60,22 @@ def _x_0(output: Tensor, x_vp: Tensor, abar: Tensor, prediction: str) -> Tensor:
 
 def ddim_scheduler(teacher: VPDenoiser, steps: int) -> DDIMScheduler:
     """DDIM at its best: trailing timesteps, so that it starts at pure noise, and a final sigma of zero."""
-    scheduler = DDIMScheduler.from_config(teacher.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
+    config = teacher.scheduler.config
+    made = DDIMScheduler.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True)
+    scheduler = cast(DDIMScheduler, made)
     scheduler.set_timesteps(steps)
     return scheduler
 
 
 def dpmsolver_scheduler(teacher: VPDenoiser, steps: int) -> DPMSolverMultistepScheduler:
     """DPM-Solver++(2M) (Lu 2022) with trailing timesteps and a final sigma of zero."""
-    scheduler = DPMSolverMultistepScheduler.from_config(
+    made = DPMSolverMultistepScheduler.from_config(
         teacher.scheduler.config,
         algorithm_type="dpmsolver++",
         timestep_spacing="trailing",
         final_sigmas_type="zero",
     )
+    scheduler = cast(DPMSolverMultistepScheduler, made)
     scheduler.set_timesteps(steps)
     return scheduler
 

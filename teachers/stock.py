@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
@@ -40,13 +40,14 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
                 raise UserError(Path(source) / name, None, "is no JSON object")
     try:
         with quiet():
-            unet, info = UNet2DModel.from_pretrained(
+            loaded: Any = UNet2DModel.from_pretrained(
                 source, subfolder="unet", use_safetensors=True, output_loading_info=True
             )
-            scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler")
+            scheduler = cast(Scheduler, scheduler_class.from_pretrained(source, subfolder="scheduler"))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(source, None, f"cannot be loaded as a {role} ({first_line})") from None
+    unet, info = loaded
     if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
         raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
     for kind in ("missing_keys", "unexpected_keys"):

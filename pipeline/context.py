@@ -1,0 +1,59 @@
+"""What the stages of a run share: configuration, folder, device, data, and how training is set up."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from fewstep.files import read_json
+from fewstep.pipeline.config import Config, TrainConfig
+from fewstep.pipeline.data import ImageData, load_data
+from fewstep.pipeline.log import say
+from fewstep.pipeline.loop import TrainingJob
+
+
+class RunContext:
+    """One run in progress."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.folder
+        self.device = torch.device(PartialState(cpu=config.device == "cpu").device or "cpu")
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The training images; read when a stage needs them."""
+        config = self.config.data
+        say(f"data: reading {config.source}, split {config.split}")
+        data = load_data(config, config.split)
+        self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
+        return data
+
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """Provenance of the training images; what data.json keeps of them while the data section is the same."""
+        path, section = self.folder / "data.json", self.config.to_dict()["data"]
+        if path.exists() and (kept := read_json(path)).get("config") == section:
+            return kept
+        return self.data.provenance | {"config": section}
+
+    def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+        """The training part of a stage, with its places in the run folder."""
+        return TrainingJob(
+            title=title,
+            images=self.data.images,
+            labels=self.data.labels,
+            horizontal_flip=self.config.data.horizontal_flip,
+            config=config,
+            seed=self.config.seed,
+            config_hash=config_hash,
+            checkpoints=self.folder / "checkpoints" / title,
+            log=self.folder / "logs" / f"{title}.jsonl",
+            tensorboard=self.folder / "logs" / "tensorboard" / title,
+        )
+
+    def accelerated(self, precision: str) -> Accelerator:
+        """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
+        AcceleratorState._reset_state()
+        return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
