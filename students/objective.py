@@ -44,22 +44,11 @@ class ConsistencyObjective(Objective):
     """
 
     def __init__(
-        self,
-        network: ConsistencyModel,
-        *,
-        pairs: Pairs,
-        bridge: Bridge,
-        distance: Distance,
-        cost: Evaluations,
+        self, network: ConsistencyModel, *, pairs: Pairs, bridge: Bridge, distance: Distance, cost: Evaluations
     ) -> None:
         super().__init__()
-        self.network, self.pairs, self.bridge, self.distance, self.cost = (
-            network,
-            pairs,
-            bridge,
-            distance,
-            cost,
-        )
+        self.network = network
+        self.pairs, self.bridge, self.distance, self.cost = pairs, bridge, distance, cost
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
