@@ -1,0 +1,54 @@
+"""The stock scheduler's grid, solved for the two-step noise level."""
+
+from itertools import pairwise
+
+import pytest
+
+from fewstep.students.grid import StepGrid, solve_grid
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.25, 0.39, 0.41, 0.65, 0.82, 1.0, 1.6, 2.5, 4.0])
+@pytest.mark.parametrize("bounds", [(0.002, 80.0), (0.002, 157.0)])
+def test_the_two_step_call_lands_on_the_chosen_sigma(sigma: float, bounds: tuple[float, float]):
+    grid = solve_grid(sigma, *bounds)
+    sigmas = grid.sigmas(2, *bounds)
+    assert len(sigmas) == 2
+    assert sigmas[0] == pytest.approx(bounds[1], rel=1e-5)
+    assert sigmas[1] == pytest.approx(sigma, rel=1e-4)
+
+
+def test_published_value():
+    grid = solve_grid(0.82, 0.002, 80.0)
+    assert grid.num_train_timesteps == 9
+    assert grid.rho == pytest.approx(19.3128, abs=5e-4)
+
+
+@pytest.mark.parametrize(("sigma", "num"), [(0.15, 4), (0.39, 4), (0.41, 9), (39.0, 9)])
+def test_four_points_are_used_below_the_geometric_mean(sigma: float, num: int):
+    assert solve_grid(sigma, 0.002, 80.0).num_train_timesteps == num
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.002, 0.05, 41.0, 80.0, 100.0])
+def test_a_sigma_out_of_reach_is_an_error_naming_it(sigma: float):
+    with pytest.raises(ValueError, match=f"no grid between 0.002 and 80.0 has its two-step point at {sigma}"):
+        solve_grid(sigma, 0.002, 80.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_every_step_count_starts_at_sigma_max_and_descends(steps: int):
+    sigmas = StepGrid().sigmas(steps, 0.002, 80.0)
+    assert len(sigmas) == steps
+    assert sigmas[0] == pytest.approx(80.0, rel=1e-5)
+    assert all(one > two for one, two in pairwise(sigmas))
+    assert sigmas[-1] > 0.002
+
+
+def test_the_default_grid_has_the_stock_schedulers_two_step_point():
+    # (80^(1/7) + 0.002^(1/7))^7 / 2^7, which every odd number of points has in its middle
+    assert StepGrid().sigmas(2, 0.002, 80.0)[1] == pytest.approx(2.515, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 9, 100])
+def test_steps_that_the_grid_has_not_are_an_error(steps: int):
+    with pytest.raises(ValueError, match=f"steps {steps}: must be from 1 to 8"):
+        StepGrid().sigmas(steps, 0.002, 80.0)
