@@ -19,7 +19,7 @@ from fewstep.eval.interfaces import Noise, Sampler
 from fewstep.eval.noise import KeyedNoise
 
 THROUGHPUT_RUNS = 3
-KEYED_BATCH = 32  # images of the run of a sampler that is timed on one batch only
+KEYED_BATCH = 64  # images of the run of a sampler that is timed on one batch only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def latency_summary(seconds: Sequence[float]) -> dict[str, Any]:
 def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits, keyed: set[str]) -> list[Clock]:
     """Time every sampler: latency at batch 1, then throughput.
 
-    Samplers named in `keyed` are too slow for more: one throughput run of 32 images, made from the keyed
+    Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed
     noise of seed 0 so that they serve as sample images too.
     """
     clocks = [Clock(sampler) for sampler in samplers]

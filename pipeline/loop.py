@@ -159,9 +159,12 @@ def _step(
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), job.config.gradient_clip)
     grad_norm = float(norm) if norm is not None else 0.0
     if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-            f"{job.title}: loss {total_loss}, gradient norm {grad_norm} at step {progress.step}: not finite; the batch "
-            f"is keyed by (seed {job.seed}, step {progress.step}); the last good checkpoint is in {job.checkpoints}"
+        indices = batch_indices(job.seed, len(job.images), job.config.batch_size, progress.step).tolist()
+        raise UserError(
+            f"{job.title}.train",
+            None,
+            f"loss {total_loss}, gradient norm {grad_norm} at step {progress.step} is not finite (images {indices}); "
+            f"the last good checkpoint is in {job.checkpoints}; lower {job.title}.train.learning_rate",
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread per process, the device, the real data."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library of the hub is imported: a test never reaches the net
@@ -43,3 +44,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+TINY = {
+    "name": "digits",
+    "device": "cpu",
+    "teacher.network.channels": "[16, 32]",
+    "teacher.network.layers_per_block": 1,
+    "teacher.train.kimg": 0.64,
+    "teacher.train.batch_size": 32,
+    "teacher.train.warmup_kimg": 0.1,
+    "teacher.train.checkpoint_kimg": 0.32,
+    "teacher.train.log_every": 1,
+    "student.train.kimg": 0.32,
+    "student.train.batch_size": 32,
+    "student.train.warmup_kimg": 0.1,
+    "student.train.checkpoint_kimg": 0.16,
+    "student.train.log_every": 1,
+    "student.refit_steps": 30,
+    "student.search_images": 32,
+    "eval.images": 40,
+    "eval.batch_size": 40,
+    "eval.seed_blocks": 2,
+    "eval.kid_subset_size": 20,
+    "eval.latency_runs": 3,
+    "eval.latency_seconds": 0.2,
+    "eval.throughput_batch_sizes": "[16]",
+    "eval.samplers": '["teacher@ddim:2", "student@1", "student@2"]',
+}
+"""The digits, from teacher to report, with everything as small as it gets: the images are noise."""
+
+
+def tiny_arguments(out: Path, **changes: object) -> list[str]:
+    """Arguments of `fewstep run` for a tiny run in `out`; `changes` names keys with __ for the dots."""
+    values = TINY | {"out": out} | {name.replace("__", "."): value for name, value in changes.items()}
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., list[str]]:
+    """`tiny(out, teacher__prediction="epsilon")`: arguments of a tiny run."""
+    return tiny_arguments
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run, OUT/digits, to be read: a test that changes it works on a copy."""
+    from fewstep.pipeline.cli import main
+
+    out = tmp_path_factory.mktemp("tiny")
+    assert main(["run", *tiny_arguments(out)]) == 0
+    return out / "digits"

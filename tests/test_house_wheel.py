@@ -44,12 +44,12 @@ def copy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def package_files(copy: Path) -> set[str]:
-    """Each source and data file of the package folders, by its name in the wheel."""
+    """Each source and data file of the package folders, by its name in the wheel; kept results are not among them."""
     return {
         f"{target}/{path.relative_to(copy / folder).as_posix()}"
         for target, folder in FOLDERS.items()
         for path in (copy / folder).rglob("*")
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file() and not path.name.startswith(".") and (copy / "eval" / "results") not in path.parents
     }
 
 

@@ -18,21 +18,21 @@ def test_after_one_halflife_half_of_the_old_weights_is_left():
     ema = EMA(start, halflife_kimg=1)
     for step in range(10):  # far from the warm-up: 1,000,000 images seen
         ema.update(moved, images=1_000_000 + 100 * step, batch_size=100)
-    weight = ema.network.weight
+    weight = ema.network.get_parameter("weight")
     torch.testing.assert_close(weight, torch.full_like(weight, 0.5), rtol=1e-6, atol=0)
 
 
 def test_during_the_warm_up_the_halflife_is_a_twentieth_of_the_images_seen():
     ema = EMA(network(1.0), halflife_kimg=1000)
     ema.update(network(0.0), images=2000, batch_size=100)  # half-life 100 images
-    weight = ema.network.weight
+    weight = ema.network.get_parameter("weight")
     torch.testing.assert_close(weight, torch.full_like(weight, 0.5), rtol=1e-6, atol=0)
 
 
 def test_the_first_step_forgets_the_first_weights():
     ema = EMA(network(1.0), halflife_kimg=1000)
     ema.update(network(0.0), images=64, batch_size=64)  # half-life a twentieth of the batch
-    assert float(ema.network.weight.detach().max()) == pytest.approx(0.5**20)
+    assert float(ema.network.get_parameter("weight").max()) == pytest.approx(0.5**20)
 
 
 def test_the_average_is_frozen_and_follows_without_touching_the_network():
@@ -43,7 +43,7 @@ def test_the_average_is_frozen_and_follows_without_touching_the_network():
     assert not any(parameter.requires_grad for parameter in ema.network.parameters())
     ema.update(network(5.0), images=100_000, batch_size=1000)
     assert trained.weight.unique().tolist() == [3.0]
-    assert ema.network.weight.unique().tolist() == pytest.approx([4.0])
+    assert ema.network.get_parameter("weight").unique().tolist() == pytest.approx([4.0])
 
 
 def test_buffers_are_copied():
