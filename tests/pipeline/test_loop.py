@@ -214,7 +214,7 @@ def test_two_processes_equal_one_that_accumulates_two_slices(training, tmp_path)
     one.run()
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     here = os.path.dirname(os.path.abspath(__file__))
     done = subprocess.run(
         [*launch, str(script), str(tmp_path / "two")],
