@@ -18,8 +18,9 @@ _PLAIN_EVERY = 15.0
 
 
 def say(text: str) -> None:
-    """One line for the person watching."""
+    """One line for the person watching, at once also where the output is a file or a pipe."""
     console.print(text, markup=False)
+    console.file.flush()
 
 
 class ProgressLine:
