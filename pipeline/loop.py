@@ -156,6 +156,9 @@ def _step(
             accelerator.backward(loss)
         total_loss += float(loss.detach())
         extra |= terms.log
+    if accelerator.num_processes > 1:  # every process logs, and checks, the loss of the whole batch
+        local = torch.tensor(total_loss, dtype=torch.float64, device=accelerator.device)
+        total_loss = float(accelerator.reduce(local, reduction="mean"))  # pyright: ignore[reportArgumentType]
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), job.config.gradient_clip)
     grad_norm = float(norm) if norm is not None else 0.0
     if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fewstep.errors import UserError
 from fewstep.pipeline.loop import train
-from fewstep.pipeline.randomness import keyed_generator
+from fewstep.pipeline.randomness import batch_indices, keyed_generator
 from fewstep.teachers.interfaces import Progress
 from fewstep.teachers.network import build_scheduler, build_unet
 from fewstep.teachers.objective import DDPMObjective
@@ -143,6 +143,7 @@ def test_a_number_that_is_none_stops_before_the_update(training, denoising, what
     objective = Diverging()
     with pytest.raises(UserError, match=r"teacher\.train: loss .* at step 5 is not finite") as stopped:
         bad.run(objective)
+    assert f"(images {batch_indices(11, 40, 8, 5).tolist()})" in str(stopped.value)
     assert str(bad.job.checkpoints) in str(stopped.value)
     good.run(interrupted_at=5)
     kept = load_file(good.checkpoint(5) / "objective.safetensors")
