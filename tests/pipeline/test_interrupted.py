@@ -32,7 +32,7 @@ def wait_for_lines(process, log, count):
 
 
 def test_training_stops_on_sigterm_and_on_ctrl_c_and_goes_on(tiny, tmp_path, capsys):
-    arguments = ["train-teacher", *tiny(tmp_path, teacher__train__kimg=9.6, teacher__train__checkpoint_kimg=1)]
+    arguments = ["train-teacher", *tiny(tmp_path, teacher__train__kimg=2.4, teacher__train__checkpoint_kimg=1)]
     log = tmp_path / "digits" / "logs" / "teacher.jsonl"
     reached = 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -43,13 +43,13 @@ def test_training_stops_on_sigterm_and_on_ctrl_c_and_goes_on(tiny, tmp_path, cap
         assert process.returncode == code, err
         assert "Traceback" not in err
         assert "the same command continues there" in out
-        assert (f"continues at step {reached} of 300" in out) == (reached > 0)
+        assert (f"continues at step {reached} of 75" in out) == (reached > 0)
         reached = len(log.read_text().splitlines())
         assert (tmp_path / "digits" / "checkpoints" / "teacher" / f"step-{reached:09d}").is_dir()
         assert not (tmp_path / "digits" / "teacher").exists()
     assert main(arguments) == 0
-    assert f"continues at step {reached} of 300" in capsys.readouterr().out
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 301))
+    assert f"continues at step {reached} of 75" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 76))
     assert (tmp_path / "digits" / "teacher" / "manifest.json").exists()
 
 
