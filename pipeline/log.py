@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +73,7 @@ class TrainingLog:
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
         self.board = None
-        if "tensorboard" in sys.modules or _has_tensorboard():
+        if _has_tensorboard():
             from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, and an extra
 
             self.board = SummaryWriter(str(tensorboard), purge_step=start_step)

@@ -46,10 +46,10 @@ def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     )
     errors = _conversion_error(run, model, teacher)
     say(f"  the student starts within RMSE {max(errors.values()):.4f} of the teacher's denoiser")
-    cost = OBJECTIVES[config.objective](model, teacher, config.doublings)
+    objective = OBJECTIVES[config.objective](model, teacher, config.doublings)
     say(f"student: distilling with {config.objective} for {config.train.kimg:g} kimg, {config.doublings} doublings")
     job = run.training_job("student", config.train, config_hash)
-    average = train(cost, job, run.accelerated(config.train.precision))
+    average = train(objective, job, run.accelerated(config.train.precision))
     assert isinstance(average, ConsistencyModel)
     search = search_two_step(run, average)
     best = min(search, key=lambda sigma: search[sigma])
@@ -63,7 +63,7 @@ def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         "search": {"seed_block": SEARCH_SEED, "images": config.search_images, "metric": "frechet distance"}
         | {"values": {str(sigma): value for sigma, value in search.items()}},
         "round_trip": {str(steps): difference for steps, difference in round_trip.items()},
-        "cost": vars(cost.cost),
+        "cost": vars(objective.cost),
     }
     (stage / "README.md").write_text(model_card(run.config, average, facts), encoding="utf-8")
     return facts

@@ -92,11 +92,6 @@ def randn(shape: tuple[int, ...], generator: torch.Generator, device: torch.devi
     return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
-def rand(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Uniform float32 numbers in [0, 1), drawn on the generator's device and moved to `device`."""
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
-
-
 def per_image(values: Tensor) -> Tensor:
     """[B] -> [B,1,1,1], to scale images by a number each."""
     return values.reshape(-1, 1, 1, 1)
