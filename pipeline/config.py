@@ -264,15 +264,19 @@ class Config:
         section("teacher", self.teacher, TeacherConfig)
         section("student", self.student, StudentConfig)
         section("eval", self.eval, EvalConfig)
-        timesteps = self.teacher.num_train_timesteps
-        for sampler in self.eval.samplers:
-            kind, _, steps = parse_sampler(sampler)
-            if kind == "teacher" and steps > timesteps:
-                remedy = f"{sampler} has more steps than teacher.num_train_timesteps = {timesteps}"
-                raise UserError("eval.samplers", list(self.eval.samplers), remedy)
+        if self.teacher.source == "train":
+            self.check_steps(self.teacher.num_train_timesteps)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))
+
+    def check_steps(self, timesteps: int) -> None:
+        """Raise UserError where a sampler has more steps than the teacher has timesteps."""
+        for sampler in self.eval.samplers:
+            kind, _, steps = parse_sampler(sampler)
+            if kind == "teacher" and steps > timesteps:
+                remedy = f"{sampler} has more steps than the teacher has timesteps, {timesteps}"
+                raise UserError("eval.samplers", list(self.eval.samplers), remedy)
 
     def check_shape(self, shape: tuple[int | None, int | None, int | None]) -> None:
         """Raise UserError where images of this (C, H, W) do not suit network or extractor; None: unknown."""

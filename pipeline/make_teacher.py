@@ -25,6 +25,7 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         if made != needed:
             remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
             raise UserError("teacher.source", config.source, remedy)
+        run.config.check_steps(teacher.scheduler.config["num_train_timesteps"])
         save_teacher(teacher.unet, teacher.scheduler, stage)
         return {"source": config.source}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]

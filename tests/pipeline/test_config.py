@@ -122,7 +122,7 @@ def test_the_hash_depends_on_values_and_not_on_how_they_were_given():
         ("eval.samplers", "[teacher@euler:10]", "teacher@SOLVER:N"),
         ("eval.samplers", "[teacher@ddim:0]", "teacher@SOLVER:N"),
         ("eval.samplers", "[student@1, student@1]", "twice"),
-        ("eval.samplers", "[teacher@ddim:1001]", "more steps than teacher.num_train_timesteps"),
+        ("eval.samplers", "[teacher@ddim:1001]", "more steps than the teacher has timesteps, 1000"),
         ("eval.batch_size", "0", "at least 1"),
         ("eval.kid_subset_size", "1001", "at most eval.images = 1000"),
         ("eval.latency_runs", "0", "at least 1"),

@@ -189,6 +189,16 @@ def test_a_teacher_of_other_images_is_refused(tiny, tiny_run, tmp_path, capsys):
     assert not (tmp_path / "digits" / "teacher").exists()
 
 
+def test_a_teacher_with_fewer_timesteps_than_a_sampler_has_steps_is_refused(tiny, tiny_run, tmp_path, capsys):
+    source = tmp_path / "short"
+    shutil.copytree(tiny_run / "teacher", source)
+    path = source / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 40}))
+    arguments = tiny(tmp_path, teacher__source=source, eval__samplers="[teacher@ddim:50, student@1]")
+    assert "teacher@ddim:50 has more steps than the teacher has timesteps, 40" in refused(capsys, "run", *arguments)
+    assert not (tmp_path / "digits" / "teacher").exists()
+
+
 def test_a_half_finished_stage_of_another_configuration_is_refused_and_kept(tiny, tmp_path, capsys, monkeypatch):
     def full(*given, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
