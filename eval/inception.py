@@ -98,7 +98,7 @@ def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Calla
     for block in network.modules():
         if isinstance(block, BasicConv2d):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = torch.nn.Identity()
+            block.add_module("bn", torch.nn.Identity())
     network = network.to(device).to(memory_format=torch.channels_last)
 
     def features(images: Tensor) -> Tensor:

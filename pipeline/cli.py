@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 
 from fewstep.errors import UserError
 
@@ -29,16 +30,19 @@ _MACHINE_FAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a command does, in a line, and the function that does it with the arguments after its name."""
+    """What a command does, in a line, and the function that does it with the arguments after its name.
+
+    The function returns the exit code, None for 0.
+    """
 
     line: str
-    function: Callable[[Sequence[str]], None]
+    function: Callable[[Sequence[str]], int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _MACHINE_FAULTS:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}: {_MACHINE_FAULTS[error.errno]}")
-    return 0
+    return code
 
 
 def _fail(message: str) -> int:
@@ -60,7 +64,7 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _dispatch(argv: Sequence[str]) -> None:
+def _dispatch(argv: Sequence[str]) -> int:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
         _print_help()
@@ -69,11 +73,12 @@ def _dispatch(argv: Sequence[str]) -> None:
 
         print(f"fewstep {__version__}")
     elif name in COMMANDS:
-        COMMANDS[name].function(rest)
+        return COMMANDS[name].function(rest) or 0
     else:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}"
         raise UserError("command", name, f"no such command; {hint}")
+    return 0
 
 
 def _print_help() -> None:
@@ -86,21 +91,34 @@ def _print_help() -> None:
     print("\nfewstep COMMAND --help explains a command. To begin: fewstep run digits")
 
 
-def _stage(name: str, until: str, argv: Sequence[str]) -> None:
-    """Run the stages of a configuration up to and including `until`."""
+def _stage(name: str, until: str, argv: Sequence[str]) -> Path | None:
+    """Run the stages of a configuration up to and including `until`; the run's folder, None where nothing was run."""
     from fewstep.pipeline.cli_config import config_from_arguments
 
     config = config_from_arguments(f"fewstep {name}", COMMANDS[name].line, argv)
     if config is None:
-        return
+        return None
     from fewstep.pipeline.run import run
 
     try:
-        run(config, until)
+        return run(config, until)
     except OSError as error:
         if error.filename is None:  # a full disk is noticed while writing, where the system names no file
             error.filename = str(config.folder)
         raise
+
+
+def _stage_command(name: str, until: str, argv: Sequence[str]) -> None:
+    _stage(name, until, argv)
+
+
+def _benchmark(argv: Sequence[str]) -> int:
+    """The stages up to the measurements, then what --against asks for; 1 where something regressed."""
+    from fewstep.pipeline.cli_run import against, split_against
+
+    rest, against_what = split_against(argv)
+    folder = _stage("benchmark", "evaluate", rest)
+    return against(folder, against_what) if folder and against_what else 0
 
 
 def _sample(argv: Sequence[str]) -> None:
@@ -130,19 +148,19 @@ def _presets(argv: Sequence[str]) -> None:
 COMMANDS = {
     "run": Command(
         line="train a teacher, distil it, measure both and write the report: what is missing or stale",
-        function=partial(_stage, "run", "report"),
+        function=partial(_stage_command, "run", "report"),
     ),
     "train-teacher": Command(
         line="only the teacher: train it, or load and adapt one",
-        function=partial(_stage, "train-teacher", "teacher"),
+        function=partial(_stage_command, "train-teacher", "teacher"),
     ),
     "distill": Command(
         line="up to the student: distil the teacher",
-        function=partial(_stage, "distill", "student"),
+        function=partial(_stage_command, "distill", "student"),
     ),
     "benchmark": Command(
-        line="up to the measurements: quality and speed of teacher and student",
-        function=partial(_stage, "benchmark", "evaluate"),
+        line="up to the measurements; --against RESULTS.JSON [--bound 0.05] compares, and exits with 1 on a regression",
+        function=_benchmark,
     ),
     "sample": Command(line="make images with the student of a finished run", function=_sample),
     "report": Command(line="write the report of a measured run again", function=_report),

@@ -1,7 +1,9 @@
 """`fewstep sample` and `fewstep report`: the commands that take the folder of a run."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,6 +59,52 @@ def report(argv: Sequence[str]) -> None:
     from fewstep.pipeline import run
 
     run.report(given.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """The earlier results that a benchmark is compared with, and the regression that is let pass."""
+
+    results: Path
+    bound: float
+
+
+def split_against(argv: Sequence[str]) -> tuple[list[str], Against | None]:
+    """The arguments without --against and --bound, and what those two said; the file is looked for at once."""
+    parser = _Parser(prog="fewstep benchmark", add_help=False, allow_abbrev=False)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--bound", type=_share)
+    given, rest = parser.parse_known_args(argv)
+    if given.against is None:
+        if given.bound is not None:
+            raise UserError("--bound", given.bound, "is the bound of a comparison: give --against RESULTS.JSON too")
+        return rest, None
+    from fewstep.eval.compare import read_results
+
+    if not {"-h", "--help", "--print_config"} & set(rest):
+        read_results(given.against)
+    return rest, Against(results=given.against, bound=0.05 if given.bound is None else given.bound)
+
+
+def against(folder: Path, against: Against) -> int:
+    """Print how a measured run compares with earlier results; 1 where its Frechet distance regressed, else 0."""
+    from fewstep.eval.compare import compare, comparison_text, read_measured, read_results
+
+    now = read_measured(folder / "eval")
+    changes = compare(read_results(against.results), now)
+    print("\n".join(comparison_text(changes, now["benchmark"]["metric_name"], against.bound)))
+    return int(any(change.regressed(against.bound) for change in changes))
+
+
+def _share(text: str) -> float:
+    """An argparse type: a share, such as 0.05, of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a share of 0 or more, such as 0.05")
+    return value
 
 
 def _require_run(folder: Path) -> None:

@@ -51,6 +51,9 @@ def stub(monkeypatch):
 
 
 FAULTS = [
+    (["benchmark", "--bound", "0.1"], "--bound: 0.1: is the bound of a comparison: give --against"),
+    (["benchmark", "--against", "no.json"], "--against: 'no.json': no such file"),
+    (["benchmark", "--against", "no.json", "--bound", "-1"], "--bound: '-1': must be a share of 0 or more"),
     (["runn"], "command: 'runn': no such command; did you mean run?"),
     (["run", "digit"], "preset: 'digit': not one of digits, cifar10, fashion-mnist, mnist, nor a YAML file"),
     (["run", "nope.yaml"], "nope.yaml: no such YAML file"),
@@ -105,7 +108,7 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(capsys, monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("arguments", "says"), [FAULTS[1], FAULTS[3], FAULTS[9]])
+@pytest.mark.parametrize(("arguments", "says"), [FAULTS[4], FAULTS[6], FAULTS[12]])
 def test_a_wrong_call_from_the_shell(tmp_path, arguments, says):
     done = run(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -140,6 +140,23 @@ def test_a_removed_eval_folder_alone_is_made_again(run, tiny, capsys):
     )
 
 
+def test_a_benchmark_against_earlier_results_exits_with_one_on_a_regression(run, tiny, tmp_path, capsys):
+    results = json.loads((run / "report" / "results.json").read_text())
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(results))
+    arguments = ["benchmark", *tiny(run.parent), "--against", str(earlier)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no regression beyond 5 %")
+    for sampler in results["samplers"]:
+        if sampler["quality"]:
+            fd = sampler["quality"]["metrics"]["fd"]
+            fd.update(values=[value / 2 for value in fd["values"]], mean=fd["mean"] / 2)
+    earlier.write_text(json.dumps(results))
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("regression beyond 5 %")
+    assert main([*arguments, "--bound", "1.5"]) == 0
+
+
 def test_a_changed_byte_of_a_finished_output_is_named(run, tiny, capsys):
     weights = run / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
