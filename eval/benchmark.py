@@ -4,7 +4,7 @@ An interrupted benchmark continues: each seed block is written when it is done, 
 inputs are not made again. Time is measured last, for all samplers together, since they take turns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from fewstep.eval.copies import SHARE, TrainingImages
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.floor import floor
-from fewstep.eval.images import ENCODING, Generated
-from fewstep.eval.interfaces import Sampler
+from fewstep.eval.images import ENCODING, Generated, StoredImages
+from fewstep.eval.interfaces import ImageSource, Sampler
 from fewstep.eval.pictures import save_grid, save_neighbours
 from fewstep.eval.protocol import Protocol, slug
 from fewstep.eval.quality import add_block, generate, judge
-from fewstep.eval.reference import Reference, load_reference
+from fewstep.eval.reference import Reference, load_halves
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits, measure
 from fewstep.files import read_json, write_json
+
+Subject = Sampler | StoredImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,9 @@ class BenchmarkSettings:
     """How much to measure.
 
     images: per seed block. seed_blocks: of every sampler but DDPM, which gets ddpm_seed_blocks (0: timed
-    only). batch_size: of the quality pass. identity: a hash of all that makes the images (weights, sampler
-    settings); kept results of another identity are not used. mirrored: training images were mirrored at
-    random.
+    only). batch_size: of the quality pass. identities: by subject name, a hash of all that makes its images
+    (weights, sampler settings); kept results of another identity are not used. mirrored: training images were
+    mirrored at random.
     """
 
     images: int
@@ -44,54 +46,64 @@ class BenchmarkSettings:
     batch_size: int
     kid_subset_size: int
     limits: Limits
-    identity: str
+    identities: Mapping[str, str]
     mirrored: bool = False
 
-    def check(self, reference_count: int) -> None:
-        """UserError: fewer than four images; a KID subset larger than a seed block or the reference set."""
+    def check(self, reference: Reference, subjects: Sequence[Subject]) -> None:
+        """UserError: fewer than four images; a KID subset or a seed block larger than what it is taken from."""
         if self.images < 4:
             raise UserError("eval.images", self.images, "is too few for precision and recall; give 4 or more")
-        most = min(self.images, reference_count)
-        if self.kid_subset_size > most:
-            remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {reference_count} real)"
-            raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
+        if reference.features is not None:
+            most = min(self.images, len(reference.features))
+            if self.kid_subset_size > most:
+                real = len(reference.features)
+                remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {real} real)"
+                raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
+        for subject in subjects:
+            if isinstance(subject, StoredImages) and len(subject) < self.images:
+                remedy = (
+                    f"{subject.name} holds {len(subject)} images, a seed block needs more: give fewer or add images"
+                )
+                raise UserError("eval.images", self.images, remedy)
 
-    def blocks(self, sampler: Sampler) -> int:
-        """How many seed blocks a sampler's quality is measured on."""
-        return self.ddpm_seed_blocks if sampler.name.startswith("teacher@ddpm:") else self.seed_blocks
+    def blocks(self, subject: Subject) -> int:
+        """How many seed blocks a subject's quality is measured on; of stored images, as many as they fill."""
+        if isinstance(subject, StoredImages):
+            return min(self.seed_blocks, len(subject) // self.images)
+        return self.ddpm_seed_blocks if "@ddpm:" in subject.name else self.seed_blocks
 
 
 def benchmark(
-    samplers: Sequence[Sampler],
+    subjects: Sequence[Subject],
     *,
-    reference_images: Tensor,
-    reference_provenance: dict[str, Any],
-    training_images: Tensor,
+    reference: Reference,
+    shown: Tensor | None,
+    training_images: Tensor | None,
     extractor: Extractor,
     settings: BenchmarkSettings,
     folder: Path,
     device: torch.device,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure all samplers, write everything into `folder` and return the value of its benchmark.json.
+    """Measure all subjects, write everything into `folder` and return the value of its benchmark.json.
 
-    reference_images, training_images: uint8 [N, C, H, W]. reference_provenance: {"dataset", "split"}.
+    shown: real images uint8 [N, C, H, W] for grids/real.png. training_images: uint8 [N, C, H, W] for the
+    near-copies; without them there are none in the results.
     Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
     UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
-    settings.check(len(reference_images))
+    settings.check(reference, subjects)
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    _remove_others(folder, samplers)
-    reference = load_reference(reference_images, reference_provenance, extractor, settings.kid_subset_size)
-    run = _Run(samplers, reference, extractor, settings, folder, device, say)
-    training = TrainingImages(training_images, settings.mirrored, device)
-    shown = torch.randperm(len(reference_images), generator=torch.Generator().manual_seed(0))[:64]
-    save_grid(folder / "grids" / "real.png", reference_images[shown])
-    for sampler in samplers:
-        run.quality(sampler, training)
+    training = None if training_images is None else TrainingImages(training_images, settings.mirrored, device)
+    run = _Run(subjects, reference, training, extractor, settings, folder, device, say)
+    if shown is not None:
+        picked = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:64]
+        save_grid(folder / "grids" / "real.png", shown[picked])
+    for subject in subjects:
+        run.quality(subject)
     run.timing()
-    results = [run.result(sampler) for sampler in samplers]
+    results = [run.result(subject) for subject in subjects]
     value = {
         "format": 1,
         "protocol": run.protocol.to_json(),
@@ -99,100 +111,116 @@ def benchmark(
         "extractor": {**extractor.to_json(), "dim": extractor.dim},
         "reference": reference.provenance,
         "floor": run.floor,
-        "copies": {"threshold": training.threshold, "real_share": SHARE, "how": training.how},
+        "copies": training and {"threshold": training.threshold, "real_share": SHARE, "how": training.how},
         "environment": environment(device),
-        "sampler_order": [sampler.name for sampler in samplers],
+        "sampler_order": [subject.name for subject in subjects],
         "speed": speed_ratios(results),
     }
     write_json(folder / "benchmark.json", value)
     return value
 
 
-def _remove_others(folder: Path, samplers: Sequence[Sampler]) -> None:
-    """Remove what an earlier list of samplers left in the folder."""
-    known = {"real", *(slug(sampler.name) for sampler in samplers)}
-    for path in [*(folder / "samplers").iterdir(), *(folder / "grids").iterdir()]:
+def remove_others(folder: Path, subjects: Sequence[Subject]) -> None:
+    """Remove what an earlier list of subjects left in a benchmark's folder."""
+    known = {"real", *(slug(subject.name) for subject in subjects)}
+    for path in [*folder.glob("samplers/*"), *folder.glob("grids/*")]:
         if path.stem not in known:
             path.unlink()
 
 
 class _Run:
-    """One benchmark in progress: what all samplers share, and their result files."""
+    """One benchmark in progress: what all subjects share, and their result files."""
 
     def __init__(
         self,
-        samplers: Sequence[Sampler],
+        subjects: Sequence[Subject],
         reference: Reference,
+        training: TrainingImages | None,
         extractor: Extractor,
         settings: BenchmarkSettings,
         folder: Path,
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
-        self.samplers, self.reference, self.extractor = samplers, reference, extractor
+        self.subjects, self.reference, self.training, self.extractor = subjects, reference, training, extractor
         self.settings, self.folder, self.device, self.say = settings, folder, device, say
-        self.floor = floor(reference.halves, settings.images, len(reference.features))
+        self.floor = self._floor()
         self.protocol = Protocol(
             reference={key: reference.provenance[key] for key in ("dataset", "split", "count", "sha256")},
             extractor=extractor.to_json(),
             images=settings.images,
             encoding=ENCODING,
         )
-        judged = [sampler for sampler in samplers if settings.blocks(sampler)]
-        students = [sampler for sampler in judged if sampler.kind == "student"]
+        judged = [subject for subject in subjects if settings.blocks(subject)]
+        students = [subject for subject in judged if subject.kind == "student"]
         self.neighbours_of = (students or judged or [None])[0]
 
-    def result(self, sampler: Sampler) -> dict[str, Any]:
+    def _floor(self) -> dict[str, Any] | None:
+        """The floor at these counts; None where only statistics are given, of images that nobody has."""
+        features, settings = self.reference.features, self.settings
+        if features is None:
+            return None
+        return floor(load_halves(features, settings.kid_subset_size), settings.images, len(features))
+
+    def result(self, subject: Subject) -> dict[str, Any]:
         """The kept result if it is of the same inputs and protocol, else an empty one."""
-        path = self._path(sampler)
+        path, identity = self._path(subject), self.settings.identities[subject.name]
         if path.is_file():
             kept = read_json(path)
             quality = kept["quality"]
             same_protocol = quality is None or quality["protocol_hash"] == self.protocol.hash
-            if kept["identity"] == self.settings.identity and same_protocol:
+            if kept["identity"] == identity and same_protocol:
                 return kept
         left_out = "too slow to sample enough images; timed only (eval.ddpm_seed_blocks is 0)"
         return {
             "format": 1,
-            "name": sampler.name,
-            "label": sampler.label,
-            "kind": sampler.kind,
-            "nfe": sampler.nfe,
-            "network_parameters": sampler.network_parameters,
-            "schedule": [float(value) for value in sampler.schedule],
-            "identity": self.settings.identity,
+            "name": subject.name,
+            "label": subject.label,
+            "kind": subject.kind,
+            "nfe": subject.nfe,
+            "network_parameters": subject.network_parameters,
+            "schedule": [float(value) for value in subject.schedule],
+            "identity": identity,
             "quality": None,
-            "quality_left_out": None if self.settings.blocks(sampler) else left_out,
+            "quality_left_out": None if self.settings.blocks(subject) else left_out,
             "timing": None,
         }
 
-    def quality(self, sampler: Sampler, training: TrainingImages) -> None:
+    def quality(self, subject: Subject) -> None:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
-        settings, result = self.settings, self.result(sampler)
-        for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(sampler)):
-            source = Generated(sampler, seed, settings.images, settings.batch_size)
-            images, features = generate(source, self.extractor, f"{sampler.label}, seed {seed}")
-            metrics, neighbours = judge(
-                images, features, self.reference, training, self.floor["fd"], settings.kid_subset_size
-            )
+        settings, result = self.settings, self.result(subject)
+        for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(subject)):
+            source = self._block(subject, seed)
+            images, features = generate(source, self.extractor, settings.batch_size, f"{subject.label}, seed {seed}")
+            floor_fd = self.floor and self.floor["fd"]
+            metrics = judge(features, self.reference, floor_fd, settings.kid_subset_size)
+            if self.training is not None:
+                neighbours = self.training.nearest(images)
+                metrics["copies"] = self.training.share(neighbours)
+                if seed == 0 and subject is self.neighbours_of:
+                    save_neighbours(self.folder, subject.name, images, neighbours, self.training)
             if seed == 0:
-                save_grid(self.folder / "grids" / f"{slug(sampler.name)}.png", images[:64])
-            if seed == 0 and sampler is self.neighbours_of:
-                save_neighbours(self.folder, sampler.name, images, neighbours, training)
+                save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
-            write_json(self._path(sampler), result)
-            self.say(f"{sampler.label}, seed {seed}: FD {metrics['fd']:.3f}, KID {metrics['kid']:.5f}")
+            write_json(self._path(subject), result)
+            kid = f", KID {metrics['kid']:.5f}" if "kid" in metrics else ""
+            self.say(f"{subject.label}, seed {seed}: FD {metrics['fd']:.3f}{kid}")
+
+    def _block(self, subject: Subject, seed: int) -> ImageSource:
+        settings = self.settings
+        if isinstance(subject, StoredImages):
+            return subject.block(seed, settings.images)
+        return Generated(subject, seed, settings.images, settings.batch_size)
 
     def timing(self) -> None:
         """Time all samplers, unless all are timed already."""
-        results = [self.result(sampler) for sampler in self.samplers]
+        samplers = [subject for subject in self.subjects if not isinstance(subject, StoredImages)]
+        results = [self.result(sampler) for sampler in samplers]
         if all(result["timing"] for result in results):
             return
         self.say(f"Timing {len(results)} samplers in turns")
-        keyed = {sampler.name for sampler in self.samplers if not self.settings.blocks(sampler)}
-        for clock, result in zip(
-            measure(self.samplers, self.device, self.settings.limits, keyed), results, strict=True
-        ):
+        keyed = {sampler.name for sampler in samplers if not self.settings.blocks(sampler)}
+        for clock, result in zip(measure(samplers, self.device, self.settings.limits, keyed), results, strict=True):
             if clock.images is not None:
                 save_grid(self.folder / "grids" / f"{slug(clock.sampler.name)}.png", clock.images)
             result["timing"] = clock.to_json()
@@ -203,5 +231,5 @@ class _Run:
                 f"{timing['throughput']['images_per_second']:.1f} images/s"
             )
 
-    def _path(self, sampler: Sampler) -> Path:
-        return self.folder / "samplers" / f"{slug(sampler.name)}.json"
+    def _path(self, subject: Subject) -> Path:
+        return self.folder / "samplers" / f"{slug(subject.name)}.json"

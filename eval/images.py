@@ -1,6 +1,7 @@
 """Images to be measured: always uint8 [N, C, H, W], made from floats in one function."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -38,6 +39,25 @@ class TensorImages:
 
     def __len__(self) -> int:
         return len(self.tensor)
+
+
+class StoredImages:
+    """Images that something else made, to be judged beside samplers and not timed: uint8 [N, C, H, W]."""
+
+    kind = "images"
+    nfe = network_parameters = None
+    schedule: Sequence[float] = ()
+
+    def __init__(self, name: str, label: str, images: Tensor) -> None:
+        self.name, self.label, self._images = name, label, TensorImages(images).tensor
+        self.shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+
+    def block(self, seed: int, count: int) -> TensorImages:
+        """Images seed * count .. (seed + 1) * count - 1: what takes the place of a seed block."""
+        return TensorImages(self._images[seed * count : (seed + 1) * count])
+
+    def __len__(self) -> int:
+        return len(self._images)
 
 
 class Generated:

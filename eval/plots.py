@@ -55,7 +55,7 @@ class Point:
     sd: float | None
 
 
-def quality_against_time(points: Sequence[Point], metric: str, floor: float) -> str:
+def quality_against_time(points: Sequence[Point], metric: str, floor: float | None) -> str:
     """The Pareto plot as an <svg> element: the metric against milliseconds per image (log axis)."""
     with _figure(8.6, 4.9) as figure:
         axes = figure.add_subplot()
@@ -63,7 +63,6 @@ def quality_against_time(points: Sequence[Point], metric: str, floor: float) -> 
         _y_axis(axes, points, floor)
         front = pareto_front(points)
         axes.plot([p.ms for p in front], [p.fd for p in front], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=1)
-        axes.axhline(floor, color=MUTED, lw=0.8, ls=":", zorder=1)
         for point in points:
             colour = COLOURS[point.kind]
             if point.sd is not None:
@@ -78,17 +77,22 @@ def quality_against_time(points: Sequence[Point], metric: str, floor: float) -> 
         axes.set_axisbelow(True)
         axes.set_xlabel("milliseconds per image, at the best batch size (log)")
         axes.set_ylabel(f"{metric}, lower is better")
-        floor_text = axes.annotate(
-            "floor: real images against real images",
-            (0.995, floor),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=MUTED,
-            size=8,
-        )
-        _place_labels(figure, axes, points, floor_text)
+        fixed = []
+        if floor is not None:
+            axes.axhline(floor, color=MUTED, lw=0.8, ls=":", zorder=1)
+            fixed.append(
+                axes.annotate(
+                    "floor: real images against real images",
+                    (0.995, floor),
+                    xycoords=axes.get_yaxis_transform(),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    color=MUTED,
+                    size=8,
+                )
+            )
+        _place_labels(figure, axes, points, fixed)
         return _svg(figure)
 
 
@@ -141,12 +145,12 @@ def running_mean(x: np.ndarray, y: np.ndarray, points: int = 200) -> tuple[np.nd
     return x[centre], (totals[stop] - totals[start]) / (stop - start)
 
 
-def _y_axis(axes: Axes, points: Sequence[Point], floor: float) -> None:
+def _y_axis(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
     """From zero where the values are of one size; logarithmic where a bad sampler would flatten the rest."""
     values = [point.fd for point in points]
     if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_yscale("log")
-        axes.set_ylim(min([*values, floor if floor > 0 else min(values)]) / 1.4, max(values) * 1.4)
+        axes.set_ylim(min([*values, floor if floor and floor > 0 else min(values)]) / 1.4, max(values) * 1.4)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -154,12 +158,12 @@ def _y_axis(axes: Axes, points: Sequence[Point], floor: float) -> None:
         axes.set_ylim(min(0.0, *values), 1.15 * max(p.fd + (p.sd or 0) for p in points))
 
 
-def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point], fixed: Annotation) -> None:
+def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point], fixed: Sequence[Annotation]) -> None:
     """Write each point's label at the nearest spot that covers no other label, marker or line."""
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     renderer, frame = canvas.get_renderer(), axes.get_window_extent().get_points().ravel()
-    boxes = [fixed.get_window_extent(renderer).get_points().ravel()]
+    boxes = [text.get_window_extent(renderer).get_points().ravel() for text in fixed]
     reach = 5 * figure.dpi / 72
     for point in points:
         sd = point.sd or 0.0

@@ -5,52 +5,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from fewstep.eval.copies import Neighbours, TrainingImages
 from fewstep.eval.extractors import Extractor
-from fewstep.eval.images import Generated
+from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
 from fewstep.eval.protocol import Protocol
 from fewstep.eval.reference import BATCH, Reference
+from fewstep.progress import ProgressLine
 
 
-def generate(source: Generated, extractor: Extractor, what: str) -> tuple[Tensor, Tensor]:
+def generate(source: ImageSource, extractor: Extractor, batch_size: int, what: str) -> tuple[Tensor, Tensor]:
     """All images uint8 [N, C, H, W] of a source and their features float32 [N, D], with a progress bar."""
-    images, features = [], []
-    with tqdm(total=len(source), desc=what, unit="image", disable=None, leave=False) as bar:
-        for start in range(0, len(source), source.batch_size):
-            made = source.images(start, start + source.batch_size)
+    images, features, done = [], [], 0
+    with ProgressLine(what, len(source)) as line:
+        for start in range(0, len(source), batch_size):
+            made = source.images(start, start + batch_size)
             images.append(made)
-            features += [extractor(part) for part in made.split(BATCH)]
-            bar.update(len(made))
+            for part in made.split(BATCH):
+                features.append(extractor(part))
+                done += len(part)
+                line.update(done, f"{done:,} of {len(source):,}")
     return torch.cat(images), torch.cat(features)
 
 
-def judge(
-    images: Tensor,
-    features: Tensor,
-    reference: Reference,
-    training: TrainingImages,
-    floor_fd: float,
-    kid_subset_size: int,
-) -> tuple[dict[str, float], Neighbours]:
-    """The metrics of one seed block, and each image's nearest training image.
+def judge(features: Tensor, reference: Reference, floor_fd: float | None, kid_subset_size: int) -> dict[str, float]:
+    """The metrics of one seed block's features [N, D].
 
-    `fd`: Frechet distance; `fd_minus_floor`; `kid`; `precision`, `recall` and `copies` in 0..1.
+    `fd`: Frechet distance. Where the reference has features too: `fd_minus_floor`, `kid`, and `precision` and
+    `recall` in 0..1.
     """
     fd = frechet_distance(statistics(features), reference.statistics)
-    precision, recall = precision_recall(features, reference.features)
-    neighbours = training.nearest(images)
-    metrics = {
-        "fd": fd,
-        "fd_minus_floor": fd - floor_fd,
-        "kid": kernel_distance(features, reference.features, kid_subset_size),
-        "precision": precision,
-        "recall": recall,
-        "copies": training.share(neighbours),
-    }
-    return metrics, neighbours
+    metrics = {"fd": fd}
+    if floor_fd is not None:
+        metrics["fd_minus_floor"] = fd - floor_fd
+    if reference.features is not None:
+        metrics["kid"] = kernel_distance(features, reference.features, kid_subset_size)
+        metrics["precision"], metrics["recall"] = precision_recall(features, reference.features)
+    return metrics
 
 
 def add_block(

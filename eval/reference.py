@@ -8,6 +8,8 @@ wrong file.
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,13 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from fewstep.errors import UserError
 from fewstep.eval.extractors import Extractor, sha256_tensors
 from fewstep.eval.floor import half_distances
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.files import canonical_json, read_json, sha256_json, write_bytes, write_json
+from fewstep.progress import ProgressLine
 
 logger = logging.getLogger("fewstep")
 BATCH = 100  # images at once in the extractor
@@ -33,14 +35,14 @@ BATCH = 100  # images at once in the extractor
 class Reference:
     """What generated images are compared with.
 
-    provenance: {"dataset", "split", "count", "sha256"} of the images. features: [M, D] float32.
-    halves: see floor.half_distances.
+    provenance: {"dataset", "split", "count", "sha256"} of the images; "split" and "count" are None where only
+    statistics are given, and "sha256" is then that of their file. features: [M, D] float32, None where only
+    statistics are given: KID, precision and recall need features.
     """
 
     provenance: dict[str, Any]
-    features: Tensor
+    features: Tensor | None
     statistics: Statistics
-    halves: dict[str, Any]
 
 
 def sha256_images(images: Tensor) -> str:
@@ -57,15 +59,16 @@ def cache_folder() -> Path:
 
 def extract(extractor: Extractor, images: Tensor, what: str) -> Tensor:
     """Features float32 [N, D] of uint8 [N, C, H, W], with a progress bar named `what`."""
-    parts = []
-    with tqdm(total=len(images), desc=what, unit="image", disable=None, leave=False) as bar:
+    parts, done = [], 0
+    with ProgressLine(what, len(images)) as line:
         for batch in images.split(BATCH):
             parts.append(extractor(batch))
-            bar.update(len(batch))
+            done += len(batch)
+            line.update(done, f"{done:,} of {len(images):,}")
     return torch.cat(parts)
 
 
-def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extractor, kid_subset_size: int) -> Reference:
+def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extractor) -> Reference:
     """The reference made of uint8 [M, C, H, W]: from the cache, or computed and put there.
 
     `provenance` is {"dataset", "split"}; count and sha256 are added here.
@@ -78,11 +81,52 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
     features = _read(path)
     if features is None:
-        features = extract(extractor, images, f"features of {len(images)} reference images ({extractor.name})")
-        _write(path, features, {**provenance, **{f"extractor_{k}": v for k, v in extractor.to_json().items()}})
-    halves_path = path.with_name(f"{path.stem}-halves-{kid_subset_size}.json")
-    halves = _halves(halves_path, features, kid_subset_size)
-    return Reference(provenance, features, statistics(features), halves)
+        features = extract(extractor, images, f"reference features ({extractor.name})")
+        with _cache_errors(path):
+            write_features(path, features, provenance, extractor)
+    return Reference(provenance, features, statistics(features))
+
+
+def write_features(path: Path, features: Tensor, provenance: dict[str, Any], extractor: Extractor) -> None:
+    """Features [M, D] as a safetensors file with their provenance and a hash of their own inside."""
+    tensors = {"features": features}
+    facts = {**provenance, **{f"extractor_{key}": value for key, value in extractor.to_json().items()}}
+    metadata = {"provenance": canonical_json(facts), "sha256_tensors": sha256_tensors(tensors)}
+    write_bytes(path, save(tensors, metadata))
+
+
+def load_halves(features: Tensor, kid_subset_size: int) -> dict[str, Any]:
+    """`floor.half_distances` of reference features (minutes for Inception's 2048), kept in the cache folder."""
+    digest = sha256_tensors({"features": features})
+    path = cache_folder() / f"halves-{digest[:32]}-{kid_subset_size}.json"
+    if path.is_file():
+        return read_json(path)
+    halves = half_distances(features, kid_subset_size)
+    with _cache_errors(path):
+        write_json(path, halves)
+    return halves
+
+
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(path, None, f"cannot be written ({error}); set FEWSTEP_CACHE to another folder") from None
+
+
+def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """What `write_features` wrote: features [M, D] and their provenance; UserError where the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            features, provenance = file.get_tensor("features"), json.loads(metadata["provenance"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(path, None, f"is no reference that fewstep wrote, or is damaged ({error})") from None
+    if sha256_tensors({"features": features}) != metadata.get("sha256_tensors"):
+        raise UserError(path, None, "is damaged: its features do not give the hash stored with them")
+    return features, provenance
 
 
 def _read(path: Path) -> Tensor | None:
@@ -90,35 +134,7 @@ def _read(path: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            features, stored = file.get_tensor("features"), (file.metadata() or {}).get("sha256_tensors")
-    except SafetensorError as error:
-        reason = str(error)
-    else:
-        if sha256_tensors({"features": features}) == stored:
-            return features
-        reason = "its features do not give the hash stored with them"
-    logger.warning("%s is damaged (%s); computing it again", path, reason)
-    return None
-
-
-def _write(path: Path, features: Tensor, provenance: dict[str, Any]) -> None:
-    tensors = {"features": features}
-    metadata = {"provenance": canonical_json(provenance), "sha256_tensors": sha256_tensors(tensors)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save(tensors, metadata))
-    except OSError as error:
-        raise UserError(path, None, f"cannot be written ({error}); set FEWSTEP_CACHE to another folder") from None
-
-
-def _halves(path: Path, features: Tensor, kid_subset_size: int) -> dict[str, Any]:
-    """Distances of the halves (minutes for Inception's 2048 features), kept beside the features."""
-    digest = sha256_tensors({"features": features})
-    if path.is_file():
-        stored = read_json(path)
-        if stored.get("sha256_features") == digest:
-            return {key: stored[key] for key in ("fd", "kid", "half")}
-    halves = half_distances(features, kid_subset_size)
-    write_json(path, {**halves, "sha256_features": digest})
-    return halves
+        return read_features(path)[0]
+    except UserError as error:
+        logger.warning("%s; computing it again", error)
+        return None

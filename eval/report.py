@@ -142,4 +142,5 @@ def _quality_plot(results: Results) -> str | None:
     benchmark = results["benchmark"]
     if not points:
         return None
-    return plots.quality_against_time(points, benchmark["metric_name"], benchmark["floor"]["fd"])
+    floor = benchmark["floor"]
+    return plots.quality_against_time(points, benchmark["metric_name"], floor and floor["fd"])

@@ -98,19 +98,27 @@ def caveats(results: Results) -> list[str]:
 
 def _about_distance(results: Results) -> list[str]:
     benchmark = results["benchmark"]
-    name, floor = benchmark["metric_name"], benchmark["floor"]
-    lines = [
-        f"{name} of {floor['n']:,} generated against {floor['m']:,} real images is too high by about "
-        f"c·(1/n + 1/m): at these counts even real images would score {number(floor['fd'])}, the floor. "
-        "Compare it only within this table, and read the column “minus floor” beside it.",
-        "KID has no such bias: it can be compared across image counts, and can come out slightly negative.",
-    ]
+    name, floor, lines = benchmark["metric_name"], benchmark["floor"], []
+    if floor is None:
+        n = benchmark["protocol"]["images"]
+        lines.append(
+            f"The reference is mean and covariance alone ({benchmark['reference']['dataset']}), so {name} is all that "
+            f"can be measured against it, without a floor. {name} of {n:,} images is too high by about c·(1/n + 1/m): "
+            "compare it only within this table."
+        )
+    else:
+        lines += [
+            f"{name} of {floor['n']:,} generated against {floor['m']:,} real images is too high by about "
+            f"c·(1/n + 1/m): at these counts even real images would score {number(floor['fd'])}, the floor. "
+            "Compare it only within this table, and read the column “minus floor” beside it.",
+            "KID has no such bias: it can be compared across image counts, and can come out slightly negative.",
+        ]
     if name != "FID":
         lines.append(
             f"{name} is not FID: its features come from {benchmark['extractor']['name']}, not Inception, "
             "so no value here can be set beside a published FID."
         )
-    if results["config"]["data"]["reference_split"] is None:
+    if "config" in results and results["config"]["data"]["reference_split"] is None:
         lines.append(
             "The reference is the training images themselves, so copying them would score well: "
             "the near-copies column and the nearest neighbours are there to show whether that happened."
@@ -136,6 +144,8 @@ def _about_intervals(results: Results) -> list[str]:
 def _about_timing(results: Results) -> list[str]:
     environment = results["benchmark"]["environment"]
     timed = [sampler["timing"] for sampler in results["samplers"] if sampler["timing"] is not None]
+    if not timed:
+        return []
     lines = [
         f"Times are of one machine ({environment['processor']}, {environment['device']}, "
         f"{environment['threads']} threads), noise in to finished images out. Latency is of one image at a "

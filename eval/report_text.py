@@ -92,8 +92,8 @@ def fastest_student(results: Results) -> Sampler | None:
 
 
 def full_ddpm(results: Results) -> Sampler | None:
-    """The teacher's ancestral sampler with the most steps, against which a speedup is stated."""
-    ddpm = [sampler for sampler in results["samplers"] if sampler["name"].startswith("teacher@ddpm:")]
+    """The ancestral sampler with the most steps, against which a speedup is stated."""
+    ddpm = [sampler for sampler in results["samplers"] if "@ddpm:" in sampler["name"]]
     return max(ddpm, key=lambda sampler: sampler["nfe"], default=None)
 
 
@@ -146,7 +146,7 @@ def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
     copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
     return (
         sampler["label"],
-        f"{sampler['nfe']:,}",
+        NONE if sampler["nfe"] is None else f"{sampler['nfe']:,}",
         *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
         NONE if copies is None else share(copies),
         NONE if timing is None else _latency(timing["latency_ms"]),

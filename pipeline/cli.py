@@ -113,18 +113,37 @@ def _stage_command(name: str, until: str, argv: Sequence[str]) -> None:
 
 
 def _benchmark(argv: Sequence[str]) -> int:
-    """The stages up to the measurements, then what --against asks for; 1 where something regressed."""
+    """A run's stages up to the measurements, or a benchmark of subjects, and what --against asks for.
+
+    1 where something regressed.
+    """
+    from fewstep.pipeline.cli_benchmark import comparison_from_arguments, is_comparison
     from fewstep.pipeline.cli_run import against, split_against
 
     rest, against_what = split_against(argv)
-    folder = _stage("benchmark", "evaluate", rest)
-    return against(folder, against_what) if folder and against_what else 0
+    if is_comparison(rest):
+        comparison = comparison_from_arguments(rest)
+        from fewstep.pipeline.comparison import compare_subjects
+
+        folder = compare_subjects(comparison)
+    else:
+        run = _stage("benchmark", "evaluate", rest)
+        if run is None:
+            return 0
+        folder = run / "eval"
+    return against(folder, against_what) if against_what else 0
 
 
 def _sample(argv: Sequence[str]) -> None:
     from fewstep.pipeline.cli_run import sample
 
     sample(argv)
+
+
+def _reference(argv: Sequence[str]) -> None:
+    from fewstep.pipeline.cli_reference import reference
+
+    reference(argv)
 
 
 def _report(argv: Sequence[str]) -> None:
@@ -159,9 +178,10 @@ COMMANDS = {
         function=partial(_stage_command, "distill", "student"),
     ),
     "benchmark": Command(
-        line="up to the measurements; --against RESULTS.JSON [--bound 0.05] compares, and exits with 1 on a regression",
+        line="measure a run, or any models and images; --against RESULTS.JSON says what got worse",
         function=_benchmark,
     ),
+    "reference": Command(line="features of real images as a file, to measure against", function=_reference),
     "sample": Command(line="make images with the student of a finished run", function=_sample),
     "report": Command(line="write the report of a measured run again", function=_report),
     "presets": Command(line="list the configurations that come with fewstep", function=_presets),

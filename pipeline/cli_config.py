@@ -38,8 +38,8 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
     if "-h" in rest or "--help" in rest:
         print(_help(prog, line, source, values), end="")
         return None
-    overrides, print_only = _overrides(rest)
-    config = config_from_values(values | overrides)
+    given, print_only = _overrides(rest)
+    config = config_from_values(values | given)
     if print_only:
         print(config_yaml(config), end="")
         return None
@@ -61,6 +61,23 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 )
+
+
+def overrides(arguments: Sequence[str], keys: Sequence[str], what: str) -> dict[str, Any]:
+    """{key: value} of `--KEY VALUE` for a command that knows only some of the keys, `what` it makes."""
+    found, print_only = _overrides(arguments)
+    if print_only:
+        raise UserError("--print_config", None, f"has no effect on {what}: leave it out")
+    for key, value in found.items():
+        if key not in keys:
+            raise UserError(key, jsonable(value), f"has no effect on {what}: leave it out")
+    return found
+
+
+def key_help(keys: Sequence[str]) -> str:
+    """The keys with their documentation, as lines under a command's help."""
+    known = config_keys()
+    return "\n".join(["settings:", *(f"  --{key} VALUE\n      {known[key].doc}" for key in keys)])
 
 
 def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:

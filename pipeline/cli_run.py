@@ -5,28 +5,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from fewstep.errors import UserError
+from fewstep.pipeline.cli_parser import Parser
 from fewstep.pipeline.config_checks import whole
 
 _MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
 _SEEDS = 4096
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are UserErrors instead of a usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        where, _, text = message.removeprefix("argument ").partition(": ")
-        if not message.startswith("argument ") or not text:
-            where, text = self.prog, f"{message} (see {self.prog} --help)"
-        raise UserError(where, None, text)
-
-
 def sample(argv: Sequence[str]) -> None:
     """`fewstep sample RUN --num 64 --steps 2 --seed 0 -o DIR`."""
-    parser = _Parser(
+    parser = Parser(
         prog="fewstep sample",
         description="Make images with the student of a finished run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -48,7 +38,7 @@ def sample(argv: Sequence[str]) -> None:
 
 def report(argv: Sequence[str]) -> None:
     """`fewstep report RUN`."""
-    parser = _Parser(
+    parser = Parser(
         prog="fewstep report",
         description="Write the report of a measured run again, from its files alone.",
         allow_abbrev=False,
@@ -71,7 +61,7 @@ class Against:
 
 def split_against(argv: Sequence[str]) -> tuple[list[str], Against | None]:
     """The arguments without --against and --bound, and what those two said; the file is looked for at once."""
-    parser = _Parser(prog="fewstep benchmark", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="fewstep benchmark", add_help=False, allow_abbrev=False)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--bound", type=_share)
     given, rest = parser.parse_known_args(argv)
@@ -87,10 +77,13 @@ def split_against(argv: Sequence[str]) -> tuple[list[str], Against | None]:
 
 
 def against(folder: Path, against: Against) -> int:
-    """Print how a measured run compares with earlier results; 1 where its Frechet distance regressed, else 0."""
+    """Print how what a benchmark left in a folder compares with earlier results.
+
+    1 where a Frechet distance regressed by more than the bound, else 0.
+    """
     from fewstep.eval.compare import compare, comparison_text, read_measured, read_results
 
-    now = read_measured(folder / "eval")
+    now = read_measured(folder)
     changes = compare(read_results(against.results), now)
     print("\n".join(comparison_text(changes, now["benchmark"]["metric_name"], against.bound)))
     return int(any(change.regressed(against.bound) for change in changes))

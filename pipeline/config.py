@@ -194,6 +194,7 @@ class EvalConfig:
     inception_weights: Annotated[Path | None, "file of the Inception weights; null: downloaded by torch-fidelity"] = (
         None
     )
+    reference: Annotated[Path | None, "file of `fewstep reference`, or others' mu and sigma; null: none"] = None
     images: Annotated[int, "generated images per seed block"]
     seed_blocks: Annotated[int, "seed blocks; their spread is the error bar"] = 3
     samplers: Annotated[tuple[str, ...], _SAMPLER_FORM.removeprefix("must be ")] = (

@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState
 from fewstep.files import read_json
 from fewstep.pipeline.config import Config, TrainConfig
 from fewstep.pipeline.data import ImageData, load_data
-from fewstep.pipeline.log import say
 from fewstep.pipeline.loop import TrainingJob
+from fewstep.progress import say
 
 
 class RunContext:

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fewstep.eval.benchmark import BenchmarkSettings, benchmark
-from fewstep.eval.extractors import load_extractor
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
+from fewstep.eval.extractors import Extractor, load_extractor
+from fewstep.eval.reference import Reference, load_reference
+from fewstep.eval.reference_file import read_reference
 from fewstep.eval.timing import Limits
+from fewstep.pipeline.config import EvalConfig
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
-from fewstep.pipeline.log import say
 from fewstep.pipeline.samplers import build_sampler
+from fewstep.progress import say
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 
@@ -20,46 +24,63 @@ from fewstep.teachers.load import load_teacher
 def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
     config, data = run.config.eval, run.config.data
-    split = data.reference_split or data.split
-    reference = run.data.images if split == data.split else load_data(data, split).images
+    extractor = load_extractor(config.extractor, config.inception_weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
     student = load_student(run.folder / "student", run.device)
     for network in (teacher.unet, student):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     samplers = [build_sampler(name, teacher, student) for name in config.samplers]
     say(
-        f"eval: {len(samplers)} samplers, {config.images} images a seed block, against {len(reference):,} real images "
-        f"({config.extractor}); {config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
+        f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
+        f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
     )
+    reference, shown = _reference(run, extractor)
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)
+    remove_others(work, samplers)
     benchmark(
         samplers,
-        reference_images=reference,
-        reference_provenance={"dataset": dataset_name(data.source), "split": split},
+        reference=reference,
+        shown=shown,
         training_images=run.data.images,
-        extractor=load_extractor(config.extractor, config.inception_weights, run.device),
-        settings=BenchmarkSettings(
-            images=config.images,
-            seed_blocks=config.seed_blocks,
-            ddpm_seed_blocks=config.ddpm_seed_blocks,
-            batch_size=config.batch_size,
-            kid_subset_size=config.kid_subset_size,
-            limits=Limits(
-                latency_runs=config.latency_runs,
-                latency_seconds=config.latency_seconds,
-                batch_sizes=config.throughput_batch_sizes,
-                throughput_seconds=2 * config.latency_seconds,
-            ),
-            identity=identity,
-            mirrored=data.horizontal_flip,
-        ),
+        extractor=extractor,
+        settings=settings_of(config, dict.fromkeys(config.samplers, identity), mirrored=data.horizontal_flip),
         folder=work,
         device=run.device,
         say=lambda text: say(f"  {text}"),
     )
     shutil.copytree(work, stage, dirs_exist_ok=True)
     return {"seed_blocks": config.seed_blocks}
+
+
+def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:
+    """What quality is measured against, and real images to show beside the generated ones."""
+    data, file = run.config.data, run.config.eval.reference
+    if file is not None:
+        return read_reference(file.expanduser(), extractor), run.data.images
+    split = data.reference_split or data.split
+    images = run.data.images if split == data.split else load_data(data, split).images
+    say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
+    return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), images
+
+
+def settings_of(config: EvalConfig, identities: dict[str, str], *, mirrored: bool = False) -> BenchmarkSettings:
+    """A benchmark's settings from the eval section of a configuration."""
+    return BenchmarkSettings(
+        images=config.images,
+        seed_blocks=config.seed_blocks,
+        ddpm_seed_blocks=config.ddpm_seed_blocks,
+        batch_size=config.batch_size,
+        kid_subset_size=config.kid_subset_size,
+        limits=Limits(
+            latency_runs=config.latency_runs,
+            latency_seconds=config.latency_seconds,
+            batch_sizes=config.throughput_batch_sizes,
+            throughput_seconds=2 * config.latency_seconds,
+        ),
+        identities=identities,
+        mirrored=mirrored,
+    )
 
 
 def dataset_name(source: str) -> str:

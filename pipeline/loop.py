@@ -17,9 +17,10 @@ from fewstep.errors import UserError
 from fewstep.pipeline.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.config import TrainConfig
 from fewstep.pipeline.ema import EMA
-from fewstep.pipeline.log import ProgressLine, TrainingLog, say
+from fewstep.pipeline.log import TrainingLog
 from fewstep.pipeline.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.signals import PendingSignal, deferred_signals
+from fewstep.progress import ProgressLine, say
 from fewstep.teachers.interfaces import Batch, Objective, Progress
 
 

@@ -12,10 +12,10 @@ from fewstep.eval.reference import extract
 from fewstep.files import sha256_file
 from fewstep.pipeline.card import model_card
 from fewstep.pipeline.context import RunContext
-from fewstep.pipeline.log import say
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import keyed_generator
 from fewstep.pipeline.samplers import student_sampler
+from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import conversion_error, convert_teacher
 from fewstep.students.grid import solve_grid

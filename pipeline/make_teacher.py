@@ -7,9 +7,9 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.pipeline.context import RunContext
-from fewstep.pipeline.log import say
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import key
+from fewstep.progress import say
 from fewstep.teachers.load import load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler, build_unet
 from fewstep.teachers.objective import DDPMObjective

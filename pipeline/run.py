@@ -11,9 +11,10 @@ from accelerate.utils import set_seed
 
 from fewstep.errors import UserError
 from fewstep.eval.environment import environment
-from fewstep.eval.extractors import check_extractor
+from fewstep.eval.extractors import check_extractor, load_extractor
+from fewstep.eval.reference_file import read_reference
 from fewstep.eval.report import write_report
-from fewstep.files import sha256_json, write_bytes, write_json
+from fewstep.files import sha256_file, sha256_json, write_bytes, write_json
 from fewstep.pipeline.checkpoint import latest_checkpoint
 from fewstep.pipeline.cli_config import config_yaml
 from fewstep.pipeline.config import Config
@@ -21,11 +22,11 @@ from fewstep.pipeline.config_file import load_config
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.evaluate import evaluate
 from fewstep.pipeline.lock import run_lock
-from fewstep.pipeline.log import say
 from fewstep.pipeline.make_student import make_student
 from fewstep.pipeline.make_teacher import make_teacher
 from fewstep.pipeline.signals import raising_signals
 from fewstep.pipeline.stages import MANIFEST, is_fresh, make_stage, stage_hash, verify_outputs
+from fewstep.progress import say
 
 STAGES = ("teacher", "student", "evaluate", "report")
 
@@ -78,6 +79,9 @@ class Run(RunContext):
         if not (self.folder / "eval" / MANIFEST).exists():
             shape = tuple(self.data_facts["shape"])
             check_extractor(config.eval.extractor, config.eval.inception_weights, shape)
+            if config.eval.reference is not None:
+                extractor = load_extractor(config.eval.extractor, config.eval.inception_weights, self.device)
+                read_reference(config.eval.reference.expanduser(), extractor)
 
     def write_config(self) -> None:
         """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
@@ -111,6 +115,8 @@ class Run(RunContext):
         """Measure teacher and student into eval/."""
         section = self.config.to_dict()["eval"]
         section.pop("inception_weights")
+        if (file := self.config.eval.reference) is not None:
+            section["reference"] = sha256_file(file.expanduser())
         inputs = {
             "eval": section,
             "data": self.data_facts["sha256"],

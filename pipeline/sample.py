@@ -11,9 +11,9 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.images import Generated, grid
 from fewstep.files import staged_folder
-from fewstep.pipeline.log import say
 from fewstep.pipeline.samplers import student_sampler
 from fewstep.pipeline.signals import raising_signals
+from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.load import load_student
 

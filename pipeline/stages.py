@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import flatten, read_json, restore_folder, sha256_file, sha256_json, staged_folder, write_json
-from fewstep.pipeline.log import say
+from fewstep.progress import say
 
 MANIFEST = "manifest.json"
 

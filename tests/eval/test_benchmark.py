@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 
 from fewstep.errors import UserError
-from fewstep.eval.benchmark import BenchmarkSettings, benchmark
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
+from fewstep.eval.images import StoredImages
 from fewstep.eval.protocol import slug
+from fewstep.eval.reference import Reference, load_reference
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits
 
+NAMES = ("teacher@ddpm:1000", "teacher@ddim:50", "student@1")
 LIMITS = Limits(latency_runs=10, latency_seconds=1.0, batch_sizes=(4, 16), throughput_seconds=1.0)
 SETTINGS = BenchmarkSettings(
     images=80,
@@ -25,7 +28,7 @@ SETTINGS = BenchmarkSettings(
     batch_size=32,
     kid_subset_size=40,
     limits=LIMITS,
-    identity="weights 1",
+    identities=dict.fromkeys(NAMES, "weights 1"),
 )
 DIGITS = digits()[0][:300]
 
@@ -59,13 +62,14 @@ def samplers(fail_at=None):
     ]
 
 
-def run(folder, made, settings=SETTINGS):
+def run(folder, made, settings=SETTINGS, reference=None, training=DIGITS):
+    extractor = load_extractor("digits-cnn", None, "cpu")
     return benchmark(
         made,
-        reference_images=DIGITS,
-        reference_provenance={"dataset": "digits", "split": "train"},
-        training_images=DIGITS,
-        extractor=load_extractor("digits-cnn", None, "cpu"),
+        reference=reference or load_reference(DIGITS, {"dataset": "digits", "split": "train"}, extractor),
+        shown=DIGITS,
+        training_images=training,
+        extractor=extractor,
         settings=settings,
         folder=folder,
         device=torch.device("cpu"),
@@ -162,7 +166,7 @@ def test_an_interrupted_benchmark_keeps_finished_blocks_and_ends_equal(finished,
 
 def test_a_sampler_that_left_the_list_leaves_the_folder(tmp_path):
     run(tmp_path, samplers())
-    run(tmp_path, samplers()[:2])
+    remove_others(tmp_path, samplers()[:2])
     assert {path.name for path in (tmp_path / "samplers").iterdir()} == {
         "teacher_ddpm_1000.json",
         "teacher_ddim_50.json",
@@ -172,9 +176,10 @@ def test_a_sampler_that_left_the_list_leaves_the_folder(tmp_path):
 
 def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
     run(tmp_path, samplers())
+    other = dict.fromkeys(NAMES, "weights 2")
     for settings in (
-        dataclasses.replace(SETTINGS, identity="weights 2"),
-        dataclasses.replace(SETTINGS, identity="weights 2", images=90),
+        dataclasses.replace(SETTINGS, identities=other),
+        dataclasses.replace(SETTINGS, identities=other, images=90),
     ):
         again = samplers()
         run(tmp_path, again, settings)
@@ -188,6 +193,31 @@ def test_settings_that_do_not_fit_are_refused_before_work(tmp_path, change, key)
         run(tmp_path, made, dataclasses.replace(SETTINGS, **change))
     assert made[0].calls == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_images_are_judged_and_not_timed(tmp_path):
+    noisy = DIGITS[:200].int() + torch.randint(-30, 30, (200, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    stored = StoredImages("a folder", "noisy digits", noisy.clamp(0, 255).to(torch.uint8))
+    identities = {**SETTINGS.identities, "a folder": "pixels"}
+    value = run(tmp_path, [stored, samplers()[2]], dataclasses.replace(SETTINGS, identities=identities))
+    assert value["sampler_order"] == ["a folder", "student@1"]
+    result = json.loads((tmp_path / "samplers" / "a_folder.json").read_text())
+    assert (result["timing"], result["nfe"]) == (None, None)
+    assert result["quality"]["seeds"] == [0, 1]  # 200 images fill two blocks of 80
+    assert result["quality"]["metrics"]["fd"]["mean"] > 0
+    with pytest.raises(UserError, match=r"eval\.images: 201: a folder holds only 200 images"):
+        run(tmp_path, [stored], dataclasses.replace(SETTINGS, identities=identities, images=201))
+
+
+def test_statistics_alone_give_the_same_distance_and_no_more(tmp_path):
+    whole = load_reference(DIGITS, {"dataset": "digits", "split": "train"}, load_extractor("digits-cnn", None, "cpu"))
+    bare = Reference(whole.provenance, None, whole.statistics)
+    value = run(tmp_path / "bare", samplers()[2:], reference=bare, training=None)
+    run(tmp_path / "whole", samplers()[2:])
+    of = {name: json.loads((tmp_path / name / "samplers" / "student_1.json").read_text()) for name in ("bare", "whole")}
+    assert (value["floor"], value["copies"]) == (None, None)
+    assert list(of["bare"]["quality"]["metrics"]) == ["fd"]
+    assert of["bare"]["quality"]["metrics"]["fd"] == of["whole"]["quality"]["metrics"]["fd"]
 
 
 def timed(name, ms, fd):

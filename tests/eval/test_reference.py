@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 from fewstep.eval import reference
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
-from fewstep.eval.reference import load_reference, sha256_images
+from fewstep.eval.reference import load_halves, load_reference, sha256_images
 
 PROVENANCE = {"dataset": "digits", "split": "train"}
 
@@ -40,7 +40,7 @@ def images():
 
 
 def load(images, extractor):
-    return load_reference(images, PROVENANCE, extractor, 50)
+    return load_reference(images, PROVENANCE, extractor)
 
 
 def test_a_second_load_extracts_nothing_and_gives_the_same(cache, images):
@@ -48,7 +48,6 @@ def test_a_second_load_extracts_nothing_and_gives_the_same(cache, images):
     a, b = load(images, first), load(images, second)
     assert (first.seen, second.seen) == (200, 0)
     assert torch.equal(a.features, b.features)
-    assert a.halves == b.halves
     assert a.provenance == b.provenance == {**PROVENANCE, "count": 200, "sha256": sha256_images(images)}
 
 
@@ -86,12 +85,13 @@ def test_a_damaged_file_is_named_and_made_again(cache, images, caplog, damage):
     assert extractor.seen == 200
 
 
-def test_halves_of_other_features_are_not_used(cache, images, monkeypatch):
-    halves = load(images, Counting()).halves
-    path = next(cache.glob("*-halves-50.json"))
-    path.write_text(path.read_text().replace('"sha256_features": "', '"sha256_features": "0'))
+def test_halves_are_computed_once_for_the_same_features(cache, images, monkeypatch):
+    features = load(images, Counting()).features
+    halves = load_halves(features, 50)
     monkeypatch.setattr(reference, "half_distances", lambda *_: {**halves, "fd": -1.0})
-    assert load(images, Counting()).halves["fd"] == -1.0
+    assert load_halves(features, 50) == halves
+    assert load_halves(features.flip(0), 50)["fd"] == -1.0
+    assert load_halves(features, 40)["fd"] == -1.0
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(images, tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""The log of a training run: each step once, whatever cut it off; and lines for the person watching."""
+"""The log of a training run: each step once, whatever cut it off."""
 
 import json
 
 import pytest
 
 from fewstep.pipeline import log
-from fewstep.pipeline.log import ProgressLine, TrainingLog, say
+from fewstep.pipeline.log import TrainingLog
 
 
 @pytest.fixture
@@ -63,19 +63,3 @@ def test_tensorboard_gets_every_number(tmp_path):
     board = EventAccumulator(str(tmp_path / "board")).Reload()
     assert sorted(board.Tags()["scalars"]) == ["loss", "lr"]
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(20, 2.0), (40, 4.0)]
-
-
-def test_say_prints_text_as_it_is(capsys):
-    say("a [bold]word[/bold] and a very long line " + "x" * 200)
-    assert capsys.readouterr().out == "a [bold]word[/bold] and a very long line " + "x" * 200 + "\n"
-
-
-def test_in_a_file_a_line_comes_now_and_then_with_the_time_left(capsys, monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
-    with ProgressLine("teacher", total=100, start=20) as line:
-        for done in range(21, 61):
-            clock[0] += 1
-            line.update(done, f"loss {done}")
-    said = capsys.readouterr().out.splitlines()
-    assert said == ["  teacher 35%  loss 35  65 s left", "  teacher 50%  loss 50  50 s left"]

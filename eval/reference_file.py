@@ -1,0 +1,130 @@
+"""References as files: our own, torch-fidelity's cache, and the .npz of `mu` and `sigma` that others publish.
+
+Ours holds the features, so every metric can be measured against it, and names its data and its extractor. The
+others are mean and covariance, or bare features, of whatever made them: the file's sha256 stands in the protocol.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.eval.extractors import Extractor
+from fewstep.eval.metrics import Statistics, statistics
+from fewstep.eval.reference import Reference, read_features
+from fewstep.files import sha256_file
+
+KEY = "eval.reference"
+FORMS = "a .safetensors of fewstep reference, a .pt of torch-fidelity's cache, or an .npz with mu and sigma"
+_PICKLED_BY_NUMPY = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+
+
+def read_reference(path: Path, extractor: Extractor) -> Reference:
+    """The reference in a file. UserError: missing, damaged, of another form, or of another extractor."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(KEY, str(path), f"no such file; give {FORMS}")
+    readers = {".safetensors": _ours, ".pt": _torch_fidelity, ".npz": _npz}
+    if path.suffix not in readers:
+        raise UserError(KEY, str(path), f"is not known by its name; give {FORMS}")
+    return readers[path.suffix](path, extractor)
+
+
+def reference_extractor(path: Path) -> str | None:
+    """The extractor's name that stands in one of our own reference files; None for the other forms."""
+    return read_features(path)[1]["extractor_name"] if path.suffix == ".safetensors" and path.is_file() else None
+
+
+def _ours(path: Path, extractor: Extractor) -> Reference:
+    features, provenance = read_features(path)
+    made_with = {key: provenance.pop(f"extractor_{key}") for key in extractor.to_json()}
+    for key, ours in extractor.to_json().items():
+        if made_with[key] != ours:
+            remedy = f"was made with another extractor ({key} {made_with[key]!r}, not {ours!r}): make it again"
+            raise UserError(KEY, str(path), remedy)
+    return Reference(provenance, features, statistics(features))
+
+
+def _torch_fidelity(path: Path, extractor: Extractor) -> Reference:
+    """`*-stat-fid-2048.pt` (a dictionary of mu and sigma) or `*-features-2048.pt` (a tensor [M, D])."""
+    from numpy._core.multiarray import _reconstruct  # what a pickled array calls; not public, and harmless
+
+    try:
+        with torch.serialization.safe_globals([_reconstruct, *_PICKLED_BY_NUMPY]):
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(KEY, str(path), f"cannot be read as a cache of torch-fidelity ({_first(error)})") from None
+    if isinstance(value, Tensor):
+        _check_features(path, value, extractor)
+        return Reference(_provenance(path, len(value)), value.float(), statistics(value.float()))
+    if not isinstance(value, dict) or not {"mu", "sigma"} <= value.keys():
+        raise UserError(KEY, str(path), "holds neither features nor mu and sigma")
+    return Reference(_provenance(path, None), None, _checked(path, value["mu"], value["sigma"], extractor))
+
+
+def _npz(path: Path, extractor: Extractor) -> Reference:
+    most = 8 * extractor.dim**2 + 1000  # bytes of a float64 covariance and its header
+    with _npz_errors(path):
+        with ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+        missing = [name for name in ("mu", "sigma") if f"{name}.npy" not in sizes]
+        if missing:
+            raise UserError(KEY, str(path), f"holds no {' and no '.join(missing)}")
+        if max(sizes["mu.npy"], sizes["sigma.npy"]) > most:
+            remedy = f"its mu or sigma is larger than {extractor.dim} features need: made with another extractor"
+            raise UserError(KEY, str(path), remedy)
+        with np.load(path, allow_pickle=False) as arrays:
+            mu, sigma = arrays["mu"], arrays["sigma"]
+    return Reference(_provenance(path, None), None, _checked(path, mu, sigma, extractor))
+
+
+@contextmanager
+def _npz_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+        raise UserError(KEY, str(path), f"cannot be read as an .npz of arrays ({_first(error)})") from None
+
+
+def _checked(path: Path, mu: object, sigma: object, extractor: Extractor) -> Statistics:
+    """mu [D] and sigma [D, D] as Statistics, if they are finite and of the extractor's size."""
+    mean, covariance = (_float64(path, name, value) for name, value in (("mu", mu), ("sigma", sigma)))
+    if mean.shape != (extractor.dim,) or covariance.shape != (extractor.dim, extractor.dim):
+        remedy = f"has mu {mean.shape} and sigma {covariance.shape}; {extractor.name} gives {extractor.dim} features"
+        raise UserError(KEY, str(path), f"{remedy}: made with another extractor")
+    if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6):
+        raise UserError(KEY, str(path), "its sigma is not symmetric, so it is no covariance")
+    return Statistics(mean, covariance)
+
+
+def _float64(path: Path, name: str, value: object) -> NDArray[np.float64]:
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(KEY, str(path), f"its {name} is not made of finite numbers")
+    return array.astype(np.float64)
+
+
+def _check_features(path: Path, features: Tensor, extractor: Extractor) -> None:
+    if features.dim() != 2 or features.shape[1] != extractor.dim or len(features) < 4:
+        remedy = f"holds features {tuple(features.shape)}; needed are 4 or more rows of {extractor.dim}"
+        raise UserError(KEY, str(path), f"{remedy} ({extractor.name})")
+    if not torch.isfinite(features).all():
+        raise UserError(KEY, str(path), "its features are not finite")
+
+
+def _provenance(path: Path, count: int | None) -> dict[str, Any]:
+    return {"dataset": path.name, "split": None, "count": count, "sha256": sha256_file(path)}
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

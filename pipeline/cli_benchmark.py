@@ -1,0 +1,93 @@
+"""`fewstep benchmark SUBJECT ...`: any mixture of models and images under one protocol."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.pipeline.cli_config import key_help, overrides
+from fewstep.pipeline.cli_parser import Parser
+from fewstep.pipeline.config import DataConfig, EvalConfig
+from fewstep.pipeline.config_checks import distinct
+from fewstep.pipeline.config_file import preset_names
+
+KEYS = (
+    "eval.reference",
+    "eval.extractor",
+    "eval.inception_weights",
+    "eval.images",
+    "eval.seed_blocks",
+    "eval.ddpm_seed_blocks",
+    "eval.batch_size",
+    "eval.kid_subset_size",
+    "eval.latency_runs",
+    "eval.latency_seconds",
+    "eval.throughput_batch_sizes",
+)
+DEFAULTS: dict[str, Any] = {"images": 5000, "kid_subset_size": 1000, "throughput_batch_sizes": (1, 16, 64, 256)}
+_DESCRIPTION = """Measure models and images under one protocol: quality, and time where there is a model to run.
+
+A SUBJECT is one of
+  RUN/teacher@SOLVER:N   a DDPMPipeline folder; SOLVER is ddpm, ddim, dpmsolver++ or heun
+  RUN/student@N          a ConsistencyModelPipeline folder at N steps
+  FOLDER@N               any other diffusers pipeline that makes images, or a hub id; @unipc:N exchanges its scheduler
+  FOLDER, FILE.npz       images
+Results are kept in the folder of -o and are not made again while the subject and the protocol stay the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `fewstep benchmark SUBJECT ...` was asked for."""
+
+    subjects: tuple[str, ...]
+    eval: EvalConfig
+    reference: Path
+    training: DataConfig | None
+    out: Path
+    command: str
+
+
+def is_comparison(argv: Sequence[str]) -> bool:
+    """Whether the arguments begin with a subject, not with a preset, a YAML file or a setting."""
+    first = argv[0] if argv else "-"
+    return not (first.startswith("-") or first in preset_names() or Path(first).suffix in (".yaml", ".yml"))
+
+
+def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
+    """The arguments, checked; UserError names what is wrong or missing."""
+    count = next((index for index, argument in enumerate(argv) if argument.startswith("-")), len(argv))
+    parser = Parser(
+        prog="fewstep benchmark",
+        usage="fewstep benchmark SUBJECT ... --eval.reference FILE [-o DIR] [--KEY VALUE ...]",
+        description=_DESCRIPTION,
+        epilog=key_help(KEYS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("benchmark"), help="default: benchmark/")
+    parser.add_argument("--training", metavar="SOURCE", help="training images (parquet:PATH, ...), to look for copies")
+    given, rest = parser.parse_known_args(argv[count:])
+    subjects = tuple(argv[:count])
+    distinct("subjects", subjects)
+    values = {
+        key.removeprefix("eval."): value for key, value in overrides(rest, KEYS, "a benchmark of subjects").items()
+    }
+    reference = values.pop("reference", None)
+    if reference is None:
+        raise UserError("eval.reference", None, "is required: fewstep reference SOURCE -o FILE makes one")
+    from fewstep.eval.reference_file import reference_extractor
+
+    reference = reference.expanduser()
+    values = DEFAULTS | {"extractor": reference_extractor(reference) or "inception"} | values
+    values["kid_subset_size"] = min(values["kid_subset_size"], values["images"])
+    return Comparison(
+        subjects=subjects,
+        eval=EvalConfig(**values),
+        reference=reference,
+        training=given.training and DataConfig(source=given.training),
+        out=given.out,
+        command=shlex.join(["fewstep", "benchmark", *argv]),
+    )

@@ -1,0 +1,67 @@
+"""A benchmark of subjects: any mixture of models and images, under one protocol, into a folder of its own."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from fewstep.errors import UserError
+from fewstep.eval.benchmark import Subject, benchmark
+from fewstep.eval.comparison import write_comparison
+from fewstep.eval.extractors import check_extractor, load_extractor
+from fewstep.eval.reference_file import read_reference
+from fewstep.pipeline.cli_benchmark import Comparison
+from fewstep.pipeline.data import load_data
+from fewstep.pipeline.evaluate import settings_of
+from fewstep.pipeline.lock import run_lock
+from fewstep.pipeline.signals import raising_signals
+from fewstep.pipeline.subjects import open_subject
+from fewstep.progress import say
+
+
+def compare_subjects(asked: Comparison) -> Path:
+    """Measure the subjects, print and write the table; returns the folder with the results.
+
+    What an earlier call measured of the same subject under the same protocol is kept. UserError: a subject, the
+    reference or the settings are wrong, or the subjects' images differ in shape.
+    """
+    device = torch.device(PartialState().device)
+    with raising_signals():
+        opened = [open_subject(text, device) for text in asked.subjects]
+        subjects = [subject for subject, _ in opened]
+        shape = _common_shape(subjects)
+        check_extractor(asked.eval.extractor, asked.eval.inception_weights, shape)
+        extractor = load_extractor(asked.eval.extractor, asked.eval.inception_weights, device)
+        reference = read_reference(asked.reference, extractor)
+        training = None if asked.training is None else load_data(asked.training, asked.training.split).images
+        if training is not None and tuple(training.shape[1:]) != shape:
+            raise UserError("--training", asked.training, f"holds images {tuple(training.shape[1:])}, not {shape}")
+        with run_lock(asked.out):
+            say(f"benchmark: {len(subjects)} subjects, {asked.eval.images} images a seed block ({extractor.name})")
+            benchmark(
+                subjects,
+                reference=reference,
+                shown=None,
+                training_images=training,
+                extractor=extractor,
+                settings=settings_of(asked.eval, {subject.name: identity for subject, identity in opened}),
+                folder=asked.out,
+                device=device,
+                say=lambda text: say(f"  {text}"),
+            )
+            table = write_comparison(asked.out, [asked.command])
+    say(table)
+    say(str(asked.out / "results.md"))
+    return asked.out
+
+
+def _common_shape(subjects: list[Subject]) -> tuple[int, int, int]:
+    """(C, H, W) of all subjects; UserError where one differs from the first."""
+    first = subjects[0]
+    for subject in subjects[1:]:
+        if tuple(subject.shape) != tuple(first.shape):
+            remedy = (
+                f"makes images {tuple(subject.shape)} (C, H, W), {first.name} {tuple(first.shape)}: measure them apart"
+            )
+            raise UserError(subject.name, None, remedy)
+    return first.shape

@@ -1,0 +1,31 @@
+"""`fewstep reference`: a reference file from real images."""
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from fewstep.eval.extractors import check_extractor, load_extractor
+from fewstep.eval.reference import load_reference, write_features
+from fewstep.pipeline.config import DataConfig
+from fewstep.pipeline.data import load_data
+from fewstep.pipeline.evaluate import dataset_name
+from fewstep.pipeline.signals import raising_signals
+from fewstep.progress import say
+
+
+def make_reference(data: DataConfig, extractor_name: str, weights: Path | None, out: Path) -> None:
+    """Write the features of all images of `data.split` into `out`, from the cache where they are known.
+
+    UserError: the data or the weights cannot be read; the extractor does not take images of their shape.
+    """
+    with raising_signals():
+        say(f"data: reading {data.source}, split {data.split}")
+        images = load_data(data, data.split).images
+        check_extractor(extractor_name, weights, tuple(images.shape[1:]))
+        extractor = load_extractor(extractor_name, weights, PartialState().device)
+        say(f"reference: features of {len(images):,} images ({extractor_name})")
+        provenance = {"dataset": dataset_name(data.source), "split": data.split}
+        reference = load_reference(images, provenance, extractor)
+        assert reference.features is not None
+        write_features(out, reference.features, reference.provenance, extractor)
+    say(str(out))

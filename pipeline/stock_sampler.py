@@ -1,0 +1,117 @@
+"""A stock diffusers pipeline as a Sampler: unconditional or class-conditional, of any class that makes images."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.eval.interfaces import Noise
+from fewstep.teachers.stock import quiet
+
+SCHEDULERS: dict[str, Any] = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "lcm": LCMScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+class PipelineSampler:
+    """A diffusers pipeline called as its users call it, at a number of steps, under its own or another scheduler.
+
+    Images come from `pipeline(generator=[one per image], output_type="np")`; the network evaluations of an image are
+    counted in a first call, which also gives the shape and the timesteps.
+    """
+
+    kind = "pipeline"
+
+    def __init__(
+        self, name: str, label: str, pipeline: DiffusionPipeline, steps: int | None, solver: str | None
+    ) -> None:
+        self.name, self.pipeline, self.steps = name, pipeline, steps
+        if solver is not None:
+            swap_scheduler(name, pipeline, solver)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._parameters = inspect.signature(type(pipeline).__call__).parameters
+        networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        self.network_parameters = sum(parameter.numel() for part in networks for parameter in part.parameters())
+        self.num_classes = num_classes(pipeline)
+        with counted_calls(denoising_network(name, pipeline)) as calls:
+            image = self._call([torch.Generator("cpu").manual_seed(0)], [0])
+        self.nfe, self.shape = len(calls), (image.shape[1], image.shape[2], image.shape[3])
+        self.schedule = pipeline.scheduler.timesteps.double().tolist()
+        self.label = f"{label}, {self.nfe} evaluations" if steps is None else f"{label}, {steps} steps"
+
+    def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] on the CPU."""
+        return self._call(list(noise.generators), None if labels is None else labels.tolist())
+
+    def _call(self, generators: list[torch.Generator], labels: list[int] | None) -> Tensor:
+        arguments: dict[str, Any] = {"generator": generators, "output_type": "np"}
+        if "batch_size" in self._parameters:
+            arguments["batch_size"] = len(generators)
+        if self.num_classes is not None:
+            classes = torch.tensor(labels) if "batch_size" in self._parameters else labels
+            arguments["class_labels"] = classes
+        if self.steps is not None:
+            arguments["num_inference_steps"] = self.steps
+        with torch.inference_mode():
+            images = self.pipeline(**arguments).images
+        return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
+def swap_scheduler(name: str, pipeline: DiffusionPipeline, solver: str) -> None:
+    """Put a solver in the scheduler's place, with trailing timesteps (first at the noise, last above zero)."""
+    known = {kind.__name__ for kind in pipeline.scheduler.compatibles}
+    if SCHEDULERS[solver].__name__ not in known:
+        fits = [key for key, kind in SCHEDULERS.items() if kind.__name__ in known]
+        remedy = f"{solver} cannot take the place of its {type(pipeline.scheduler).__name__}"
+        raise UserError(name, None, f"{remedy}; {', '.join(fits) or 'no other solver'} can: give {name}@STEPS")
+    with quiet():
+        pipeline.scheduler = SCHEDULERS[solver].from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+
+
+def denoising_network(name: str, pipeline: DiffusionPipeline) -> nn.Module:
+    """The network that is called once for each evaluation: `unet` or `transformer`."""
+    for part in ("unet", "transformer"):
+        if isinstance(network := pipeline.components.get(part), nn.Module):
+            return network
+    raise UserError(name, None, f"{type(pipeline).__name__} has neither unet nor transformer: not known how to count")
+
+
+def num_classes(pipeline: DiffusionPipeline) -> int | None:
+    """The number of classes of a class-conditional pipeline; None for an unconditional one."""
+    for part in ("unet", "transformer"):
+        config = getattr(pipeline.components.get(part), "config", {})
+        for key in ("num_class_embeds", "num_embeds_ada_norm"):
+            if config.get(key):
+                return int(config[key])
+    return None
+
+
+@contextmanager
+def counted_calls(network: nn.Module) -> Iterator[list[None]]:
+    """A list that grows by one entry with each call of the network."""
+    calls: list[None] = []
+    hook = network.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        hook.remove()
