@@ -1,4 +1,4 @@
-"""What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, image folders, .npz files.
+"""What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, ONNX files, images.
 
 RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++ or heun
 RUN/student@1           a ConsistencyModelPipeline folder at a number of steps
@@ -25,13 +25,14 @@ from fewstep.eval.images import StoredImages
 from fewstep.eval.reference import sha256_images
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
+from fewstep.pipeline.graph_sampler import OnnxSampler
 from fewstep.pipeline.samplers import ModelSampler, build_sampler, student_sampler
 from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.stock import quiet
 
-FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an image folder or an .npz"
+FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, an image folder or an .npz"
 TEACHER_SOLVERS = ("ddpm", "ddim", "dpmsolver++", "heun")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
@@ -46,11 +47,14 @@ def open_subject(text: str, device: torch.device) -> tuple[Subject, str]:
     place, spec = _split(text)
     path = Path(place).expanduser()
     if path.suffix == ".npz" and path.is_file():
-        _no_spec(text, spec)
+        _no_spec(text, spec, "images that are there already have no steps")
         return _stored(text, path, _read_npz(path))
+    if path.suffix == ".onnx" and path.is_file():
+        _no_spec(text, spec, "an exported student makes one step")
+        return OnnxSampler(text, _label(path), path), sha256_file(path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         _no_run(path)
-        _no_spec(text, spec)
+        _no_spec(text, spec, "images that are there already have no steps")
         return _stored(text, path, _read_folder(path))
     if not path.is_dir():
         path = _fetch(text, place)
@@ -74,9 +78,14 @@ def _parse(text: str, spec: str | None) -> tuple[str | None, int | None]:
     return found["solver"], int(found["steps"])
 
 
-def _no_spec(text: str, spec: str | None) -> None:
+def _no_spec(text: str, spec: str | None, why: str) -> None:
     if spec is not None:
-        raise UserError(text, spec, "images that are there already have no steps: leave out what follows @")
+        raise UserError(text, spec, f"{why}: leave out what follows @")
+
+
+def _label(path: Path) -> str:
+    """The last two parts of a path, such as digits/student."""
+    return "/".join(path.absolute().parts[-2:])
 
 
 def _no_run(path: Path) -> None:
@@ -100,7 +109,7 @@ def _sampler(
 ) -> ModelSampler | PipelineSampler:
     index = read_json(path / "model_index.json")
     kind = index.get("_class_name") if isinstance(index, dict) else None
-    label = "/".join(path.absolute().parts[-2:])
+    label = _label(path)
     if _is_unconditional(path) and kind == "DDPMPipeline" and solver in TEACHER_SOLVERS and steps:
         teacher = load_teacher(path, device)
         if steps > teacher.scheduler.config["num_train_timesteps"]:
@@ -142,7 +151,7 @@ def _loading(text: str) -> Iterator[None]:
 
 
 def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, str]:
-    return StoredImages(text, "/".join(path.absolute().parts[-2:]), images), sha256_images(images)
+    return StoredImages(text, _label(path), images), sha256_images(images)
 
 
 def _read_folder(path: Path) -> Tensor:

@@ -1,0 +1,125 @@
+"""A planted defect is caught: each test names the metric or the check that shows it, on real images."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fewstep.errors import UserError
+from fewstep.eval.copies import TrainingImages
+from fewstep.eval.digits_cnn import digits
+from fewstep.eval.extractors import load_extractor
+from fewstep.eval.floor import floor
+from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
+from fewstep.eval.protocol import Protocol, check_same
+from fewstep.eval.reference import load_halves, sha256_images
+from fewstep.pipeline.config import DataConfig
+from fewstep.pipeline.data import load_data
+
+HALF = 898
+INCEPTION = "weights-inception-2015-12-05-pool3.safetensors"
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """Two disjoint random halves of the real digits: what is measured, and the reference."""
+    images = digits()[0]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
+    return images[order[:HALF]], images[order[HALF : 2 * HALF]]
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_extractor("digits-cnn", None, "cpu")
+
+
+@pytest.fixture(scope="module")
+def measured(halves, extractor, tmp_path_factory):
+    """measured(images): {"fd", "kid", "precision", "recall"} against the reference half; and the floor."""
+    reference = extractor(halves[1])
+
+    def measure(images):
+        features = extractor(images)
+        precision, recall = precision_recall(features, reference)
+        return {
+            "fd": frechet_distance(statistics(features), statistics(reference)),
+            "kid": kernel_distance(features, reference, 400),
+            "precision": precision,
+            "recall": recall,
+        }
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        level = floor(load_halves(reference, 400), HALF, HALF)["fd"]
+    return measure, level
+
+
+def test_real_images_stand_at_the_floor(halves, measured):
+    measure, level = measured
+    found = measure(halves[0])
+    assert found["fd"] == pytest.approx(level, rel=0.3)
+    assert abs(found["kid"]) < 0.05
+
+
+def test_a_shifted_crop_raises_fd_and_kid(halves, measured):
+    measure, level = measured
+    shifted = measure(halves[0].roll(1, dims=-1))
+    assert shifted["fd"] > 3 * level
+    assert shifted["kid"] > 0.5
+
+
+def test_duplicated_images_lower_recall_and_raise_fd(halves, measured):
+    measure, level = measured
+    right, few = measure(halves[0]), measure(halves[0][:40].repeat(23, 1, 1, 1)[:HALF])
+    assert few["fd"] > 3 * level
+    assert few["recall"] < 0.7 * right["recall"]
+    assert few["precision"] == pytest.approx(right["precision"], abs=0.15)  # each image is real: precision is blind
+
+
+def test_a_copied_training_set_is_seen_by_the_near_copies_alone(halves, measured):
+    measure, level = measured
+    training = TrainingImages(halves[0], mirrored=False)
+    noisy = (halves[0].int() + torch.randint(-2, 3, halves[0].shape, generator=torch.Generator().manual_seed(0))).clamp(
+        0, 255
+    )
+    copied = noisy.to(torch.uint8)
+    assert measure(copied)["fd"] < 1.5 * level  # by distance it is as good as real images
+    assert training.share(training.nearest(copied)) == 1.0
+    assert training.share(training.nearest(halves[1])) < 0.05
+
+
+def test_another_reference_split_is_another_protocol(halves, extractor):
+    def protocol(images, split):
+        reference = {"dataset": "digits", "split": split, "count": len(images), "sha256": sha256_images(images)}
+        return Protocol(reference=reference, extractor=extractor.to_json(), images=100, encoding="uint8")
+
+    with pytest.raises(UserError, match=r"protocol\.reference\.split"):
+        check_same(protocol(halves[0], "train"), protocol(halves[1], "test"))
+    mislabelled = protocol(halves[1], "train")
+    with pytest.raises(UserError, match=r"protocol\.reference\.sha256"):
+        check_same(protocol(halves[0], "train"), mislabelled)
+    forged = mislabelled.to_json() | {"reference": protocol(halves[0], "train").reference}
+    with pytest.raises(UserError, match=r"protocol\.hash"):
+        Protocol.from_json(forged)
+    assert dataclasses.replace(mislabelled).hash == mislabelled.hash
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("defect", ["min-max scaling", "BGR"])
+def test_colours_and_range_are_seen_by_fid_and_kid(data_dir, defect):
+    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
+    right, other = images[order[:500]], images[order[500:1000]]
+    if defect == "BGR":
+        wrong = right.flip(1)
+    else:
+        x = right.float()
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        wrong = ((x - low) / (high - low) * 255).round().to(torch.uint8)
+    extractor = load_extractor("inception", data_dir / "inception" / INCEPTION, "cpu")
+    features = [extractor(part) for part in (right, wrong, other)]
+    fd = [frechet_distance(statistics(part), statistics(features[2])) for part in features[:2]]
+    kid = [kernel_distance(part, features[2], 250) for part in features[:2]]
+    assert fd[1] > fd[0]
+    assert kid[1] > kid[0] + 5 * abs(kid[0])
