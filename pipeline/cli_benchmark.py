@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {"images": 5000, "kid_subset_size": 1000, "throughput
 _DESCRIPTION = """Measure models and images under one protocol: quality, and time where there is a model to run.
 
 A SUBJECT is one of
-  RUN/teacher@SOLVER:N   a DDPMPipeline folder; SOLVER is ddpm, ddim, dpmsolver++ or heun
+  RUN/teacher@SOLVER:N   a DDPMPipeline folder; SOLVER is ddpm, ddim, dpmsolver++, unipc or heun
   RUN/student@N          a ConsistencyModelPipeline folder at N steps
   FOLDER@N               any other diffusers pipeline that makes images, or a hub id; @unipc:N exchanges its scheduler
   FILE.onnx              a one-step generator: `noise` [B, C, H, W] to images in [-1, 1]

@@ -22,9 +22,9 @@ ObjectiveName = Literal["cd", "ect"]
 
 DIGITS_SHAPE = (1, 8, 8)
 _SAMPLER = re.compile(
-    r"teacher@(?P<solver>ddpm|ddim|dpmsolver\+\+|heun):(?P<steps>[1-9]\d{0,5})|student@(?P<few>[1248])"
+    r"teacher@(?P<solver>ddpm|ddim|dpmsolver\+\+|unipc|heun):(?P<steps>[1-9]\d{0,5})|student@(?P<few>[1248])"
 )
-_SAMPLER_FORM = "must be teacher@SOLVER:N (SOLVER: ddpm, ddim, dpmsolver++, heun) or student@N (N: 1, 2, 4, 8)"
+_SAMPLER_FORM = "must be teacher@SOLVER:N (SOLVER: ddpm, ddim, dpmsolver++, unipc, heun) or student@N (N: 1, 2, 4, 8)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Teachers under a solver and students at some number of steps, as Samplers that evaluation can measure."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from fewstep.teachers.solvers import (
     sample_ddpm,
     sample_heun,
     sample_scheduler,
+    unipc_scheduler,
 )
 
 
@@ -53,8 +56,7 @@ def build_sampler(name: str, teacher: VPDenoiser | None, student: ConsistencyMod
         assert student is not None
         return student_sampler(student, steps)
     assert teacher is not None
-    build = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpmsolver, "heun": _heun}[solver]
-    label, nfe, schedule, function = build(teacher, steps)
+    label, nfe, schedule, function = SOLVERS[solver](teacher, steps)
     return ModelSampler(name, label, teacher.unet, teacher.shape, nfe, schedule, function)
 
 
@@ -81,17 +83,11 @@ def _ddpm(teacher: VPDenoiser, steps: int) -> Built:
     return f"Teacher, DDPM, {steps} steps", steps, timesteps, lambda draw: sample_ddpm(teacher, steps, draw)
 
 
-def _ddim(teacher: VPDenoiser, steps: int) -> Built:
-    scheduler = ddim_scheduler(teacher, steps)
+def _scheduled(name: str, make: Callable[[VPDenoiser, int], Any], teacher: VPDenoiser, steps: int) -> Built:
+    """A deterministic diffusers scheduler."""
+    scheduler = make(teacher, steps)
     timesteps = scheduler.timesteps.double().tolist()
-    label = f"Teacher, DDIM, {steps} steps"
-    return label, steps, timesteps, lambda draw: sample_scheduler(teacher, scheduler, draw)
-
-
-def _dpmsolver(teacher: VPDenoiser, steps: int) -> Built:
-    scheduler = dpmsolver_scheduler(teacher, steps)
-    timesteps = scheduler.timesteps.double().tolist()
-    label = f"Teacher, DPM-Solver++, {steps} steps"
+    label = f"Teacher, {name}, {steps} steps"
     return label, steps, timesteps, lambda draw: sample_scheduler(teacher, scheduler, draw)
 
 
@@ -99,3 +95,12 @@ def _heun(teacher: VPDenoiser, steps: int) -> Built:
     sigmas = heun_sigmas(teacher, steps).tolist()
     label = f"Teacher, Heun, {steps} steps"
     return label, 2 * steps - 1, sigmas, lambda draw: sample_heun(teacher, steps, draw)
+
+
+SOLVERS: dict[str, Callable[[VPDenoiser, int], Built]] = {
+    "ddpm": _ddpm,
+    "ddim": partial(_scheduled, "DDIM", ddim_scheduler),
+    "dpmsolver++": partial(_scheduled, "DPM-Solver++", dpmsolver_scheduler),
+    "unipc": partial(_scheduled, "UniPC", unipc_scheduler),
+    "heun": _heun,
+}

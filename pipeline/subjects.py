@@ -1,6 +1,6 @@
 """What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, ONNX files, images.
 
-RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++ or heun
+RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++, unipc or heun
 RUN/student@1           a ConsistencyModelPipeline folder at a number of steps
 FOLDER_OR_ID@50         any other unconditional or class-conditional pipeline, called as its users call it,
 FOLDER_OR_ID@unipc:20   or with another scheduler
@@ -26,14 +26,13 @@ from fewstep.eval.reference import sha256_images
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
-from fewstep.pipeline.samplers import ModelSampler, build_sampler, student_sampler
+from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, student_sampler
 from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.stock import quiet
 
 FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, an image folder or an .npz"
-TEACHER_SOLVERS = ("ddpm", "ddim", "dpmsolver++", "heun")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -110,7 +109,7 @@ def _sampler(
     index = read_json(path / "model_index.json")
     kind = index.get("_class_name") if isinstance(index, dict) else None
     label = _label(path)
-    if _is_unconditional(path) and kind == "DDPMPipeline" and solver in TEACHER_SOLVERS and steps:
+    if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
         if steps > teacher.scheduler.config["num_train_timesteps"]:
             raise UserError(text, steps, "are more steps than its schedule has")

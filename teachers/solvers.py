@@ -1,4 +1,4 @@
-"""Sampling from a teacher: DDPM, DDIM, DPM-Solver++ and Heun. Each returns images [B,C,H,W] in [-1, 1].
+"""Sampling from a teacher: DDPM, DDIM, DPM-Solver++, UniPC and Heun. Each returns images [B,C,H,W] in [-1, 1].
 
 `draw` gives one standard normal [B,C,H,W] a call; the deterministic solvers call it once.
 """
@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from fewstep.teachers.denoiser import VPDenoiser
@@ -80,8 +80,22 @@ def dpmsolver_scheduler(teacher: VPDenoiser, steps: int) -> DPMSolverMultistepSc
     return scheduler
 
 
+def unipc_scheduler(teacher: VPDenoiser, steps: int) -> UniPCMultistepScheduler:
+    """UniPC of order 2 (Zhao 2023, B2 variant) with trailing timesteps and a final sigma of zero."""
+    made = UniPCMultistepScheduler.from_config(
+        teacher.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero"
+    )
+    scheduler = cast(UniPCMultistepScheduler, made)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 @torch.inference_mode()
-def sample_scheduler(teacher: VPDenoiser, scheduler: DDIMScheduler | DPMSolverMultistepScheduler, draw: Draw) -> Tensor:
+def sample_scheduler(
+    teacher: VPDenoiser,
+    scheduler: DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler,
+    draw: Draw,
+) -> Tensor:
     """Run a diffusers scheduler whose timesteps are set; it must be deterministic."""
     x = draw() * scheduler.init_noise_sigma
     scheduler.set_timesteps(len(scheduler.timesteps))

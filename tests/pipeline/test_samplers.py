@@ -15,6 +15,7 @@ NAMES = {
     "teacher@ddpm:6": ("Teacher, DDPM, 6 steps", 6),
     "teacher@ddim:5": ("Teacher, DDIM, 5 steps", 5),
     "teacher@dpmsolver++:4": ("Teacher, DPM-Solver++, 4 steps", 4),
+    "teacher@unipc:4": ("Teacher, UniPC, 4 steps", 4),
     "teacher@heun:3": ("Teacher, Heun, 3 steps", 5),
     "student@1": ("Student, 1 step", 1),
     "student@2": ("Student, 2 steps", 2),

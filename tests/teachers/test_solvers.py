@@ -18,6 +18,7 @@ from fewstep.teachers.solvers import (
     sample_ddpm,
     sample_heun,
     sample_scheduler,
+    unipc_scheduler,
 )
 
 # diffusers hands torch tensors to numpy.array, which NumPy 2 answers with a warning of its own
@@ -54,16 +55,17 @@ def test_ddpm_gives_the_images_of_the_stock_pipeline(tiny_unet: Build, draws: Dr
 
 
 @pytest.mark.parametrize("steps", [1, 10, 20, 50])
-def test_ddim_and_dpm_solver_start_at_pure_noise_and_end_at_sigma_zero(tiny_unet: Build, steps: int):
+def test_every_scheduler_starts_at_pure_noise_and_ends_at_sigma_zero(tiny_unet: Build, steps: int):
     teacher = teacher_of(tiny_unet(), prediction_type="v_prediction")
-    ddim, dpm = ddim_scheduler(teacher, steps), dpmsolver_scheduler(teacher, steps)
-    for scheduler in (ddim, dpm):
+    ddim, dpm, unipc = (make(teacher, steps) for make in (ddim_scheduler, dpmsolver_scheduler, unipc_scheduler))
+    for scheduler in (ddim, dpm, unipc):
         assert len(scheduler.timesteps) == steps
         assert int(scheduler.timesteps[0]) == 999
         assert scheduler.config["prediction_type"] == "v_prediction"
     assert float(ddim.final_alpha_cumprod) == 1.0
-    assert float(dpm.sigmas[-1]) == 0.0
-    assert float(dpm.sigmas[0]) == pytest.approx(teacher.sigma_max, rel=1e-4)
+    for multistep in (dpm, unipc):
+        assert float(multistep.sigmas[-1]) == 0.0
+        assert float(multistep.sigmas[0]) == pytest.approx(teacher.sigma_max, rel=1e-4)
 
 
 def test_one_ddim_step_is_the_denoiser_at_the_largest_noise(tiny_unet: Build, draws: Draws):
@@ -76,7 +78,7 @@ def test_one_ddim_step_is_the_denoiser_at_the_largest_noise(tiny_unet: Build, dr
 
 def test_deterministic_solvers_draw_once_and_keep_nothing_between_calls(tiny_unet: Build, draws: Draws):
     teacher = teacher_of(tiny_unet(), prediction_type="v_prediction")
-    for scheduler in (ddim_scheduler(teacher, 5), dpmsolver_scheduler(teacher, 5)):
+    for scheduler in (ddim_scheduler(teacher, 5), dpmsolver_scheduler(teacher, 5), unipc_scheduler(teacher, 5)):
         calls = []
 
         def draw(calls: list[int] = calls) -> Tensor:
@@ -92,8 +94,8 @@ def test_deterministic_solvers_draw_once_and_keep_nothing_between_calls(tiny_une
 def test_solvers_agree_when_their_steps_are_many(tiny_unet: Build, draws: Draws):
     teacher = teacher_of(tiny_unet(), prediction_type="v_prediction", clip_sample=False)
     ddim = sample_scheduler(teacher, ddim_scheduler(teacher, 100), draws(2))
-    dpm = sample_scheduler(teacher, dpmsolver_scheduler(teacher, 25), draws(2))
-    assert (ddim - dpm).abs().mean() < 0.02
+    for make in (dpmsolver_scheduler, unipc_scheduler):
+        assert (ddim - sample_scheduler(teacher, make(teacher, 25), draws(2))).abs().mean() < 0.02
 
 
 def test_heun_covers_the_teachers_range(tiny_unet: Build):

@@ -1,0 +1,92 @@
+"""Inception as torch-fidelity runs it: the same metrics on the same images, and faster on a processor."""
+
+import time
+
+import pytest
+import torch
+import torch_fidelity
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from fewstep.eval.extractors import load_extractor
+from fewstep.eval.inception import read_inception_weights
+from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
+from fewstep.eval.reference import extract
+from fewstep.pipeline.config import DataConfig
+from fewstep.pipeline.data import load_data
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+WEIGHTS = "inception/weights-inception-2015-12-05-pool3.safetensors"
+FASTER = 1.3
+BATCH = 64  # torch-fidelity's default
+
+
+class Images(torch.utils.data.Dataset):
+    """uint8 [C, H, W] one by one, as torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+@pytest.fixture(scope="module")
+def halves(data_dir):
+    """Two disjoint parts of 600 test images of CIFAR-10."""
+    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
+    return images[:600], images[600:1200]
+
+
+@pytest.fixture(scope="module")
+def weights(data_dir, tmp_path_factory):
+    """The weights as the .pth that torch-fidelity opens."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(read_inception_weights(data_dir / WEIGHTS), path)
+    return path
+
+
+def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_dir):
+    extractor = load_extractor("inception", data_dir / WEIGHTS, "cpu")
+    ours = [extract(extractor, images, "features") for images in halves]
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Images(halves[0]),
+        input2=Images(halves[1]),
+        cuda=False,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=300,
+        feature_extractor_weights_path=str(weights),
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    precision, recall = precision_recall(*ours)
+    assert frechet_distance(*map(statistics, ours)) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert kernel_distance(*ours, 300) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert precision == pytest.approx(theirs["precision"], rel=1e-4)
+    assert recall == pytest.approx(theirs["recall"], rel=1e-4)
+    assert abs(frechet_distance(statistics(ours[0]), statistics(ours[0]))) < 1e-3
+
+
+def test_features_come_faster_than_torch_fidelity_s_own(halves, weights, data_dir):
+    ours = load_extractor("inception", data_dir / WEIGHTS, "cpu")
+    plain = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(torch.multiprocessing.cpu_count())
+    try:
+        images, seconds = halves[0][:BATCH], {"ours": [], "theirs": []}
+        with torch.inference_mode():
+            for _ in range(4):
+                for name, network in (("ours", ours), ("theirs", plain)):
+                    start = time.perf_counter()
+                    network(images)
+                    seconds[name].append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    ratio = min(seconds["theirs"]) / min(seconds["ours"])
+    rates = {name: BATCH / min(each) for name, each in seconds.items()}
+    print(f"images/s: {rates}, ratio {ratio:.2f}")
+    assert ratio >= FASTER
