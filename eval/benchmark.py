@@ -16,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.eval.copies import SHARE, TrainingImages
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import Extractor
+from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.floor import floor
 from fewstep.eval.images import ENCODING, Generated, StoredImages
 from fewstep.eval.interfaces import ImageSource, Sampler
@@ -144,7 +145,7 @@ class _Run:
     ) -> None:
         self.subjects, self.reference, self.training, self.extractor = subjects, reference, training, extractor
         self.settings, self.folder, self.device, self.say = settings, folder, device, say
-        self.floor = self._floor()
+        self.floor, self.extrapolation = self._floor(), Extrapolation(reference.statistics)
         self.protocol = Protocol(
             reference={key: reference.provenance[key] for key in ("dataset", "split", "count", "sha256")},
             extractor=extractor.to_json(),
@@ -193,7 +194,7 @@ class _Run:
             source = self._block(subject, seed)
             images, features = generate(source, self.extractor, settings.batch_size, f"{subject.label}, seed {seed}")
             floor_fd = self.floor and self.floor["fd"]
-            metrics = judge(features, self.reference, floor_fd, settings.kid_subset_size)
+            metrics = judge(features, self.reference, self.extrapolation, floor_fd, settings.kid_subset_size)
             if self.training is not None:
                 neighbours = self.training.nearest(images)
                 metrics["copies"] = self.training.share(neighbours)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.eval.extractors import Extractor
+from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
 from fewstep.eval.protocol import Protocol
@@ -28,11 +29,18 @@ def generate(source: ImageSource, extractor: Extractor, batch_size: int, what: s
     return torch.cat(images), torch.cat(features)
 
 
-def judge(features: Tensor, reference: Reference, floor_fd: float | None, kid_subset_size: int) -> dict[str, float]:
+def judge(
+    features: Tensor,
+    reference: Reference,
+    extrapolation: Extrapolation,
+    floor_fd: float | None,
+    kid_subset_size: int,
+) -> dict[str, float]:
     """The metrics of one seed block's features [N, D].
 
     `fd`: Frechet distance. Where the reference has features too: `fd_minus_floor`, `kid`, and `precision` and
-    `recall` in 0..1.
+    `recall` in 0..1. Where there are images enough: `fd_infinity`, the distance extrapolated to infinitely many,
+    and `fd_infinity_error`.
     """
     fd = frechet_distance(statistics(features), reference.statistics)
     metrics = {"fd": fd}
@@ -41,6 +49,8 @@ def judge(features: Tensor, reference: Reference, floor_fd: float | None, kid_su
     if reference.features is not None:
         metrics["kid"] = kernel_distance(features, reference.features, kid_subset_size)
         metrics["precision"], metrics["recall"] = precision_recall(features, reference.features)
+    if (limit := extrapolation(features)) is not None:
+        metrics["fd_infinity"], metrics["fd_infinity_error"] = limit.distance, limit.error
     return metrics
 
 

@@ -205,6 +205,9 @@ def test_stored_images_are_judged_and_not_timed(tmp_path):
     assert (result["timing"], result["nfe"]) == (None, None)
     assert result["quality"]["seeds"] == [0, 1]  # 200 images fill two blocks of 80
     assert result["quality"]["metrics"]["fd"]["mean"] > 0
+    run(tmp_path, [stored], dataclasses.replace(SETTINGS, identities=identities, images=150))
+    metrics = json.loads((tmp_path / "samplers" / "a_folder.json").read_text())["quality"]["metrics"]
+    assert metrics["fd_infinity"]["mean"] < metrics["fd"]["mean"]  # 150 images are twice the 64 features and more
     with pytest.raises(UserError, match=r"eval\.images: 201: a folder holds only 200 images"):
         run(tmp_path, [stored], dataclasses.replace(SETTINGS, identities=identities, images=201))
 
