@@ -146,6 +146,12 @@ def _reference(argv: Sequence[str]) -> None:
     reference(argv)
 
 
+def _rate(argv: Sequence[str]) -> None:
+    from fewstep.pipeline.cli_run import rate
+
+    rate(argv)
+
+
 def _report(argv: Sequence[str]) -> None:
     from fewstep.pipeline.cli_run import report
 
@@ -183,6 +189,7 @@ COMMANDS = {
     ),
     "reference": Command(line="features of real images as a file, to measure against", function=_reference),
     "sample": Command(line="make images with the student of a finished run", function=_sample),
+    "rate": Command(line="a page on which people compare images blind, and what they answered", function=_rate),
     "report": Command(line="write the report of a measured run again", function=_report),
     "presets": Command(line="list the configurations that come with fewstep", function=_presets),
 }

@@ -1,4 +1,4 @@
-"""`fewstep sample` and `fewstep report`: the commands that take the folder of a run."""
+"""`fewstep sample`, `rate` and `report`: the commands that take the folder of a run."""
 
 import argparse
 import math
@@ -49,6 +49,38 @@ def report(argv: Sequence[str]) -> None:
     from fewstep.pipeline import run
 
     run.report(given.run)
+
+
+def rate(argv: Sequence[str]) -> None:
+    """`fewstep rate RUN` writes the page, `fewstep rate --collect FILE ...` reads its answers."""
+    parser = Parser(
+        prog="fewstep rate",
+        usage="fewstep rate RUN [--pairs N] [--steps N] [--seed N] [-o FILE] | fewstep rate --collect FILE ...",
+        description="Ask people: a page that shows pairs of images blind and takes answers by keyboard. No server.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of the run, such as runs/digits")
+    parser.add_argument("--pairs", metavar="N", type=_whole(1, 1000), default=40, help="of each kind; default: 40")
+    parser.add_argument("--steps", type=int, choices=(1, 2, 4, 8), default=1, help="of the student; default: 1")
+    parser.add_argument("--seed", metavar="N", type=_whole(0, _SEEDS - 1), default=100, help="default: 100")
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="default: RUN/rate.html")
+    parser.add_argument("--collect", metavar="FILE", type=Path, nargs="+", help="answers that the page downloaded")
+    given = parser.parse_args(argv)
+    if (given.run is None) == (given.collect is None):
+        raise UserError("fewstep rate", None, "give either a run, to write the page, or --collect FILE ...")
+    if given.collect:
+        from fewstep.eval.rating import collect, rates_text
+
+        rates, remarks = collect(given.collect)
+        print("\n".join([*remarks, *rates_text(rates)]))
+        return
+    _require_run(given.run)
+    out = given.out or given.run / "rate.html"
+    if not out.absolute().parent.is_dir():
+        raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")
+    from fewstep.pipeline.rate import write_rating_page
+
+    write_rating_page(given.run, pairs=given.pairs, steps=given.steps, seed=given.seed, out=out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`fewstep reference` and `fewstep benchmark SUBJECT ...`, from the command line."""
+"""`fewstep reference`, `benchmark SUBJECT ...` and `rate`, from the command line."""
 
 import json
 
@@ -155,3 +155,29 @@ def test_subjects_of_two_shapes_are_refused(tiny_run, reference, tmp_path, capsy
     assert main(["benchmark", *subjects, "--eval.reference", str(reference), "-o", str(tmp_path / "out"), *SMALL]) == 2
     assert "makes images (3, 8, 8) (C, H, W)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_s_rating_page_shows_its_models(tiny_run, tmp_path, capsys):
+    out = tmp_path / "rate.html"
+    assert main(["rate", str(tiny_run), "--pairs", "3", "-o", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+    assert out.read_text().count('"rival": "teacher"') == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rate"], "fewstep rate: give either a run, to write the page, or --collect FILE"),
+        (["rate", "{run}", "--collect", "x.json"], "give either a run"),
+        (["rate", "--collect", "x.json"], "x.json: no such file"),
+        (["rate", "nowhere"], "nowhere: no such run folder"),
+        (["rate", "{run}", "--pairs", "1800"], "--pairs: '1800': "),
+        (["rate", "{run}", "-o", "no/such/page.html"], "there is no folder no/such"),
+    ],
+)
+def test_a_wrong_call_of_rate_is_one_line(arguments, says, tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tiny_run) if argument == "{run}" else argument for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
