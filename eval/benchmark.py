@@ -62,9 +62,7 @@ class BenchmarkSettings:
                 raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
         for subject in subjects:
             if isinstance(subject, StoredImages) and len(subject) < self.images:
-                remedy = (
-                    f"{subject.name} holds {len(subject)} images, a seed block needs more: give fewer or add images"
-                )
+                remedy = f"{subject.name} holds only {len(subject)} images: give fewer here or more images there"
                 raise UserError("eval.images", self.images, remedy)
 
     def blocks(self, subject: Subject) -> int:

@@ -29,18 +29,21 @@ _PICKLED_BY_NUMPY = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Flo
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:
     """The reference in a file. UserError: missing, damaged, of another form, or of another extractor."""
-    path = Path(path)
+    check_reference_path(path)
+    return {".safetensors": _ours, ".pt": _torch_fidelity, ".npz": _npz}[path.suffix](path, extractor)
+
+
+def check_reference_path(path: Path) -> None:
+    """UserError where there is no file, or its name is of no form that is read; the content is not looked at."""
     if not path.is_file():
         raise UserError(KEY, str(path), f"no such file; give {FORMS}")
-    readers = {".safetensors": _ours, ".pt": _torch_fidelity, ".npz": _npz}
-    if path.suffix not in readers:
+    if path.suffix not in (".safetensors", ".pt", ".npz"):
         raise UserError(KEY, str(path), f"is not known by its name; give {FORMS}")
-    return readers[path.suffix](path, extractor)
 
 
 def reference_extractor(path: Path) -> str | None:
     """The extractor's name that stands in one of our own reference files; None for the other forms."""
-    return read_features(path)[1]["extractor_name"] if path.suffix == ".safetensors" and path.is_file() else None
+    return read_features(path)[1]["extractor_name"] if path.suffix == ".safetensors" else None
 
 
 def _ours(path: Path, extractor: Extractor) -> Reference:

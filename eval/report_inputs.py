@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
         read_json(_stage_file(run_dir, "eval", f"eval/samplers/{slug(name)}.json"))
         for name in benchmark["sampler_order"]
     ]
+    logs = {stage: _read_log(run_dir, stage) for stage in _trained_stages(config)}
+    seconds = {stage: manifests[stage]["seconds"] + _earlier_seconds(logs.get(stage, [])) for stage in STAGES}
     for sampler in samplers:
         _check_protocol(run_dir, benchmark["protocol"], sampler)
     return RunFiles(
@@ -49,7 +52,7 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "config_hash": sha256_json(config),
             "commands": list(commands),
             "data": read_json(_required(run_dir / "data.json", "run")),
-            "stages": [{"stage": stage, "seconds": manifests[stage]["seconds"]} for stage in STAGES],
+            "stages": [{"stage": stage, "seconds": seconds[stage]} for stage in STAGES],
             "benchmark": benchmark,
             "samplers": samplers,
         },
@@ -57,7 +60,7 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
         real=_stage_file(run_dir, "eval", "eval/grids/real.png").read_bytes(),
         neighbours=read_json(_stage_file(run_dir, "eval", "eval/neighbours.json")),
         neighbours_image=_stage_file(run_dir, "eval", "eval/neighbours.png").read_bytes(),
-        logs={stage: _read_log(run_dir, stage) for stage in _trained_stages(config)},
+        logs=logs,
     )
 
 
@@ -92,6 +95,11 @@ def _read_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(path, None, f"is not JSON lines ({error})") from None
+
+
+def _earlier_seconds(log: Sequence[dict[str, Any]]) -> float:
+    """Training time before the last interruption: a record's clock starts anew with each call, a manifest's too."""
+    return sum(before["seconds"] for before, after in pairwise(log) if after["seconds"] < before["seconds"])
 
 
 def _check_protocol(run_dir: Path, protocol: dict[str, Any], sampler: dict[str, Any]) -> None:

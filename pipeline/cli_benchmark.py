@@ -79,9 +79,10 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
     reference = values.pop("reference", None)
     if reference is None:
         raise UserError("eval.reference", None, "is required: fewstep reference SOURCE -o FILE makes one")
-    from fewstep.eval.reference_file import reference_extractor
+    from fewstep.eval.reference_file import check_reference_path, reference_extractor
 
     reference = reference.expanduser()
+    check_reference_path(reference)
     values = DEFAULTS | {"extractor": reference_extractor(reference) or "inception"} | values
     values["kid_subset_size"] = min(values["kid_subset_size"], values["images"])
     return Comparison(

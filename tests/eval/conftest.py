@@ -91,7 +91,8 @@ def _write_log(path: Path, low: float, random: np.random.Generator) -> None:
     steps = np.arange(20, 24_000, 20)
     losses = (low + 0.8 * np.exp(-steps / 2500) + 0.3 / np.sqrt(steps)) * np.exp(random.normal(0, 0.16, len(steps)))
     lines = [
-        {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3} for s, x in zip(steps, losses, strict=True)
+        {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3, "seconds": s / 100}
+        for s, x in zip(steps, losses, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -9,6 +9,7 @@ import pytest
 
 from fewstep.errors import UserError
 from fewstep.eval.report import results_table_markdown, write_report
+from fewstep.eval.report_inputs import read_run
 
 COMMANDS = ["git clone https://example.org/fewstep", "make run"]
 
@@ -172,6 +173,16 @@ def test_a_sampler_that_was_only_timed_says_why(run_dir):
     assert row[2:8] == ["–"] * 6
     assert row[9] == "3.60"
     assert "its quality left out: eval.ddpm_seed_blocks is 0" in html
+
+
+def test_the_time_before_an_interruption_counts(run_dir):
+    path = run_dir / "logs" / "student.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[500:]:
+        record["seconds"] -= records[499]["seconds"]  # a resumed training's clock starts anew
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    stages = {stage["stage"]: stage["seconds"] for stage in read_run(run_dir, []).results["stages"]}
+    assert stages == {"teacher": 201.4, "student": pytest.approx(262.9 + 100.0), "eval": 171.0}
 
 
 def test_a_loaded_teacher_needs_no_training_log(run_dir):
