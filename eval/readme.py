@@ -25,25 +25,25 @@ _IMAGES, _ENLARGED, _LABEL = 16, 6, 190
 
 
 def keep(run: Path) -> Path:
-    """Copy what the README shows of a finished run into eval/results/NAME/; returns that folder."""
+    """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~."""
     results = read_json(run / "report" / "results.json")
     folder = RESULTS / results["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "report" / "results.json", folder / "results.json")
+    text = (run / "report" / "results.json").read_text(encoding="utf-8")
+    (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
     shutil.copytree(run / "eval" / "grids", folder / "grids", dirs_exist_ok=True)
     return folder
 
 
 def write(readme: Path) -> None:
-    """Fill each `<!-- results:NAME -->` block of a README from eval/results/NAME, and draw the picture."""
+    """Fill the `<!-- results:NAME -->` and `<!-- picture:NAME -->` blocks of a README from eval/results/NAME."""
     text = readme.read_text(encoding="utf-8")
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         results = read_json(folder / "results.json")
         text = replace_block(text, f"results:{results['name']}", results_block(results))
-        if results["name"] == "digits":
-            draw(results, folder / "grids").save(folder / PICTURE)
-            link = f"![Digits from the same noise: the teacher's best sampler and the student]({folder / PICTURE})"
-            text = replace_block(text, "picture", link)
+        draw(results, folder / "grids").save(folder / PICTURE)
+        caption = f"{results['name']}: images from the same noise, the teacher's best sampler and the student"
+        text = replace_block(text, f"picture:{results['name']}", f"![{caption}]({folder / PICTURE})")
     readme.write_text(text, encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.eval.images import labels_for, to_uint8
 from fewstep.eval.interfaces import Noise, Sampler
@@ -56,7 +57,11 @@ class BatchNoise:
 
 @dataclass
 class Clock:
-    """One sampler's measurements, in seconds; `images` uint8 of a sampler timed on one keyed batch."""
+    """One sampler's measurements, in seconds.
+
+    `flops` are those of one image, None where they are not torch's; `images` uint8 of a sampler timed on one keyed
+    batch.
+    """
 
     sampler: Sampler
     warmup: float = 0.0
@@ -64,6 +69,7 @@ class Clock:
     batch: int = 0
     seconds: list[float] = field(default_factory=list)
     peak_memory_mb: float | None = None
+    flops: float | None = None
     images: Tensor | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +80,7 @@ class Clock:
             "throughput": {"images_per_second": rate, "batch_size": self.batch, "runs": len(self.seconds)},
             "ms_per_image": 1000 / rate,
             "peak_memory_mb": self.peak_memory_mb,
+            "flops_per_image": self.flops,
             "warmup_s": self.warmup,
         }
 
@@ -104,6 +111,7 @@ def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits, k
     _latency(clocks, device, limits)
     _choose_batches(clocks, device, limits, keyed)
     _throughput(clocks, device, limits, keyed)
+    _count_flops(clocks, device)
     return clocks
 
 
@@ -128,17 +136,32 @@ def _choose_batches(clocks: list[Clock], device: torch.device, limits: Limits, k
     A sampler for which one run at that size would take longer than throughput_seconds gets the largest listed
     size that does not, or the smallest listed one.
     """
-    networks: dict[tuple[str, int], list[Clock]] = {}
-    for clock in clocks:
-        networks.setdefault((clock.sampler.kind, clock.sampler.network_parameters), []).append(clock)
-    for group in networks.values():
-        probe = min((clock.sampler for clock in group), key=lambda sampler: sampler.nfe)
+    for probe, group in _by_network(clocks):
         seconds = _probe(probe, device, limits)
         best = min(seconds, key=lambda batch: seconds[batch] / batch)
         for clock in group:
             cost = {batch: seconds[batch] * clock.sampler.nfe / probe.nfe for batch in seconds if batch <= best}
             fits = [batch for batch in cost if cost[batch] <= limits.throughput_seconds]
             clock.batch = KEYED_BATCH if clock.sampler.name in keyed else max(fits, default=min(seconds))
+
+
+def _count_flops(clocks: list[Clock], device: torch.device) -> None:
+    """Floating-point operations of one image, counted with the sampler of fewest evaluations of each network."""
+    for probe, group in _by_network(clocks):
+        with FlopCounterMode(display=False) as counter:
+            _timed(probe, BatchNoise(probe.shape, 1, device), device)
+        for clock in group:
+            clock.flops = counter.get_total_flops() * clock.sampler.nfe / probe.nfe or None
+
+
+def _by_network(clocks: list[Clock]) -> list[tuple[Sampler, list[Clock]]]:
+    """The clocks of each network, with its sampler of fewest evaluations."""
+    networks: dict[tuple[str, int], list[Clock]] = {}
+    for clock in clocks:
+        networks.setdefault((clock.sampler.kind, clock.sampler.network_parameters), []).append(clock)
+    return [
+        (min((clock.sampler for clock in group), key=lambda sampler: sampler.nfe), group) for group in networks.values()
+    ]
 
 
 def _probe(sampler: Sampler, device: torch.device, limits: Limits) -> dict[int, float]:

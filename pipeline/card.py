@@ -34,7 +34,7 @@ images = pipeline(batch_size=16, num_inference_steps=1).images
 {steps}
 
 The two-step noise level was chosen from {searched} on a seed block of its own.
-Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at 1, 2 and 4 steps.
+Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
 
 - sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, sigma_data {sigma_data:g}; {parameters:,} parameters
 - data: `{source}`, split `{split}`; seed {seed}
@@ -57,6 +57,7 @@ def model_card(config: Config, model: ConsistencyModel, facts: dict[str, Any]) -
         size=f"{width}x{height} {'grey' if channels == 1 else 'RGB'}",
         steps="\n".join(rows),
         searched=", ".join(facts["search"]["values"]),
+        checked=", ".join(facts["round_trip"]),
         round_trip=max(facts["round_trip"].values()),
         sigma_min=model.sigma_min,
         sigma_max=model.sigma_max,

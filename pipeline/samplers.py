@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.eval.interfaces import Noise
 from fewstep.pipeline.config import parse_sampler
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
@@ -61,7 +62,13 @@ def build_sampler(name: str, teacher: VPDenoiser | None, student: ConsistencyMod
 
 
 def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] | None = None) -> ModelSampler:
-    """The student at `steps` steps of its own grid, or at the given noise levels."""
+    """The student at `steps` steps of its own grid, or at the given noise levels.
+
+    UserError: steps that the grid does not have.
+    """
+    most = student.grid.num_train_timesteps - 1
+    if sigmas is None and not 1 <= steps <= most:
+        raise UserError("steps", steps, f"this student makes 1 to {most} steps")
     sigmas = sigmas or student.step_sigmas(steps)
     label = f"Student, {steps} step{'s' if steps > 1 else ''}"
     return ModelSampler(

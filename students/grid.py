@@ -36,13 +36,14 @@ class StepGrid:
 
 
 def solve_grid(sigma: float, sigma_min: float, sigma_max: float) -> StepGrid:
-    """The grid whose two-step call uses `sigma`: 9 points where the middle can reach it, else 4.
+    """The grid whose two-step call uses `sigma`: of 9 points where its middle can reach it, else of 8, 6 or 4.
 
+    8 and 6 points still have four steps. With N points the two-step call uses the ramp (N // 2) / (N - 1).
     The point at a ramp of u lies at (smax^(1/rho) + u*(smin^(1/rho) - smax^(1/rho)))^rho, which falls as rho
     grows, from near the arithmetic mean towards smax^(1-u)*smin^u; rho is found by bisection.
     """
-    for num, ramp in ((9, 1 / 2), (4, 2 / 3)):
-        low, high = 1.0, 2000.0
+    for num in (9, 8, 6, 4):
+        ramp, low, high = (num // 2) / (num - 1), 1.0, 2000.0
         if not _point(high, ramp, sigma_min, sigma_max) <= sigma <= _point(low, ramp, sigma_min, sigma_max):
             continue
         for _ in range(200):

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 
+from fewstep.pipeline.make_student import SEARCHED_SIGMAS
 from fewstep.students.grid import StepGrid, solve_grid
 
 
-@pytest.mark.parametrize("sigma", [0.15, 0.25, 0.39, 0.41, 0.65, 0.82, 1.0, 1.6, 2.5, 4.0])
+@pytest.mark.parametrize("sigma", [0.15, 0.25, 0.39, 0.4, 0.41, 0.65, 0.82, 1.0, 1.6, 2.5, 4.0])
 @pytest.mark.parametrize("bounds", [(0.002, 80.0), (0.002, 157.0)])
 def test_the_two_step_call_lands_on_the_chosen_sigma(sigma: float, bounds: tuple[float, float]):
     grid = solve_grid(sigma, *bounds)
@@ -23,9 +24,17 @@ def test_published_value():
     assert grid.rho == pytest.approx(19.3128, abs=5e-4)
 
 
-@pytest.mark.parametrize(("sigma", "num"), [(0.15, 4), (0.39, 4), (0.41, 9), (39.0, 9)])
-def test_four_points_are_used_below_the_geometric_mean(sigma: float, num: int):
+@pytest.mark.parametrize(("sigma", "num"), [(0.1, 4), (0.15, 6), (0.39, 8), (0.4, 8), (0.41, 9), (39.0, 9)])
+def test_fewer_points_are_used_below_the_geometric_mean(sigma: float, num: int):
     assert solve_grid(sigma, 0.002, 80.0).num_train_timesteps == num
+
+
+@pytest.mark.parametrize("sigma", SEARCHED_SIGMAS)
+def test_every_searched_sigma_leaves_four_steps(sigma: float):
+    grid = solve_grid(sigma, 0.002, 80.0)
+    sigmas = grid.sigmas(4, 0.002, 80.0)
+    assert len(sigmas) == 4
+    assert all(one > two for one, two in pairwise(sigmas))
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.002, 0.05, 41.0, 80.0, 100.0])
