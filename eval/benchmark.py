@@ -4,6 +4,7 @@ An interrupted benchmark continues: each seed block is written when it is done, 
 inputs are not made again. Time is measured last, for all samplers together, since they take turns.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fewstep.eval.images import ENCODING, Generated, StoredImages
 from fewstep.eval.interfaces import ImageSource, Sampler
 from fewstep.eval.pictures import save_grid, save_neighbours
 from fewstep.eval.protocol import Protocol, slug
-from fewstep.eval.quality import add_block, generate, judge
+from fewstep.eval.quality import SCRATCH, add_block, generated, judge
 from fewstep.eval.reference import Reference, load_halves
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits, measure
@@ -94,6 +95,8 @@ def benchmark(
     settings.check(reference, subjects)
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{SCRATCH}*"):  # of a call that was killed
+        shutil.rmtree(stale)
     training = None if training_images is None else TrainingImages(training_images, settings.mirrored, device)
     run = _Run(subjects, reference, training, extractor, settings, folder, device, say)
     if shown is not None:
@@ -190,20 +193,26 @@ class _Run:
         settings, result = self.settings, self.result(subject)
         for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(subject)):
             source = self._block(subject, seed)
-            images, features = generate(source, self.extractor, settings.batch_size, f"{subject.label}, seed {seed}")
-            floor_fd = self.floor and self.floor["fd"]
-            metrics = judge(features, self.reference, self.extrapolation, floor_fd, settings.kid_subset_size)
-            if self.training is not None:
-                neighbours = self.training.nearest(images)
-                metrics["copies"] = self.training.share(neighbours)
-                if seed == 0 and subject is self.neighbours_of:
-                    save_neighbours(self.folder, subject.name, images, neighbours, self.training)
-            if seed == 0:
-                save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
+            what = f"{subject.label}, seed {seed}"
+            with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
+                metrics = self._metrics(subject, seed, images, features)
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
             write_json(self._path(subject), result)
             kid = f", KID {metrics['kid']:.5f}" if "kid" in metrics else ""
             self.say(f"{subject.label}, seed {seed}: FD {metrics['fd']:.3f}{kid}")
+
+    def _metrics(self, subject: Subject, seed: int, images: Tensor, features: Tensor) -> dict[str, float]:
+        """The metrics of a seed block; of the first one the pictures are written too."""
+        floor_fd = self.floor and self.floor["fd"]
+        metrics = judge(features, self.reference, self.extrapolation, floor_fd, self.settings.kid_subset_size)
+        if self.training is not None:
+            neighbours = self.training.nearest(images)
+            metrics["copies"] = self.training.share(neighbours)
+            if seed == 0 and subject is self.neighbours_of:
+                save_neighbours(self.folder, subject.name, images, neighbours, self.training)
+        if seed == 0:
+            save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
+        return metrics
 
     def _block(self, subject: Subject, seed: int) -> ImageSource:
         settings = self.settings

@@ -1,21 +1,42 @@
-"""The table of a benchmark of subjects: results.json and results.md, from the files that the benchmark left."""
+"""The report of a benchmark of subjects: index.html, results.md and results.json, from the files it left."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.eval.compare import read_measured
-from fewstep.eval.report import results_markdown
-from fewstep.eval.report_text import Results, mean, number, results_table_markdown
+from fewstep.eval.protocol import slug
+from fewstep.eval.report import page_template, quality_plot, results_markdown
+from fewstep.eval.report_images import grid, image_side
+from fewstep.eval.report_notes import caveats
+from fewstep.eval.report_text import Results, columns, mean, number, results_table_markdown, rows
 from fewstep.files import write_bytes, write_json
 
 
 def write_comparison(folder: Path, commands: Sequence[str]) -> str:
-    """Write results.json and results.md into a benchmark's folder; returns the table in markdown."""
+    """Write index.html, results.md and results.json into a benchmark's folder; returns the table in markdown."""
     measured = read_measured(folder)
     results = {"format": 1, "name": "benchmark", "headline": headline(measured), "commands": list(commands), **measured}
     write_json(folder / "results.json", results)
     write_bytes(folder / "results.md", results_markdown(results).encode())
+    write_bytes(folder / "index.html", _page(folder, results).encode())
     return results_table_markdown(results)
+
+
+def _page(folder: Path, results: Results) -> str:
+    grids = []
+    for sampler in results["samplers"]:
+        path = folder / "grids" / f"{slug(sampler['name'])}.png"
+        if path.is_file():
+            grids.append((sampler, grid(path.read_bytes(), image_side(path.read_bytes()))))
+    return page_template("comparison.html").render(
+        results=results,
+        benchmark=results["benchmark"],
+        columns=columns(results),
+        rows=rows(results),
+        caveats=caveats(results),
+        quality_plot=quality_plot(results),
+        grids=grids,
+    )
 
 
 def headline(results: Results) -> str:

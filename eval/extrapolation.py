@@ -48,9 +48,9 @@ class Extrapolation:
         count, dim = features.shape
         if count < 2 * dim:
             return None
-        shuffled = features[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         sizes = np.linspace(count // 2, count, SIZES).round().astype(int)
-        distances = [self.distance(statistics(shuffled[:size])) for size in sizes]
+        distances = [self.distance(statistics(features, order[:size])) for size in sizes]
         line = linregress(1 / sizes, distances)
         return Extrapolated(float(line.intercept), float(line.intercept_stderr))
 

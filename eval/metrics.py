@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 KID_SUBSETS, KID_SEED = 100, 2020  # torch-fidelity's defaults
-PART = 5000  # features converted to float64 at once
+PART = 2500  # features converted to float64 at once
+PRC_BLOCK = 500  # rows of a block of distances: with 50,000 columns, 100 MB
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,21 @@ class Statistics:
     covariance: np.ndarray
 
 
-def statistics(features: Tensor) -> Statistics:
-    """Statistics of features [N, D], summed in float64 part by part; ValueError below two images."""
-    if len(features) < 2:
-        raise ValueError(f"a covariance needs two images or more, not {len(features)}")
+def statistics(features: Tensor, rows: Tensor | None = None) -> Statistics:
+    """Statistics of features [N, D], or of some rows of them, summed in float64 part by part.
+
+    ValueError below two images.
+    """
+    rows = torch.arange(len(features)) if rows is None else rows
+    if len(rows) < 2:
+        raise ValueError(f"a covariance needs two images or more, not {len(rows)}")
     mean = features.new_zeros(features.shape[1], dtype=torch.float64)
     covariance = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for part in features.split(PART):
-        mean += part.double().sum(0) / len(features)
-    for part in features.split(PART):
-        x = part.double() - mean
-        covariance += x.T @ x / (len(features) - 1)
+    for part in rows.split(PART):
+        mean += features[part].double().sum(0) / len(rows)
+    for part in rows.split(PART):
+        x = features[part].double() - mean
+        covariance += x.T @ x / (len(rows) - 1)
     return Statistics(mean.numpy(), covariance.numpy())
 
 
@@ -45,22 +51,21 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def kernel_distance(generated: Tensor, real: Tensor, subset_size: int) -> float:
-    """KID: unbiased MMD^2 with a cubic kernel, mean over 100 subsets drawn by a fixed seed.
+    """KID: unbiased MMD^2 with a cubic kernel in float64, mean over 100 subsets drawn by a fixed seed.
 
+    torch-fidelity's kid_features_to_metric, subset by subset, so that no float64 copy of all features is made.
     ValueError when a set of features [N, D] is smaller than a subset.
     """
-    metric = kid_features_to_metric(
-        generated.double(),
-        real.double(),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=subset_size,
-        rng_seed=KID_SEED,
-        verbose=False,
-    )
-    return metric[KEY_METRIC_KID_MEAN]
+    rng = np.random.RandomState(KID_SEED)
+
+    def subset(features: Tensor) -> NDArray[np.float64]:
+        rows = rng.choice(len(features), subset_size, replace=False)
+        return features[torch.from_numpy(rows)].double().numpy()
+
+    return float(np.mean([kernel_mmd(subset(generated), subset(real)) for _ in range(KID_SUBSETS)]))
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, 3 neighbours) of features [N, D], in 0..1."""
-    metric = prc_features_to_metric(generated, real, save_cpu_ram=True, verbose=False)
+    metric = prc_features_to_metric(generated, real, save_cpu_ram=True, prc_batch_size=PRC_BLOCK, verbose=False)
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]

@@ -64,7 +64,7 @@ def quality_against_time(points: Sequence[Point], metric: str, floor: float | No
         front = pareto_front(points)
         axes.plot([p.ms for p in front], [p.fd for p in front], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=1)
         for point in points:
-            colour = COLOURS[point.kind]
+            colour = COLOURS.get(point.kind, INK)
             if point.sd is not None:
                 axes.errorbar(point.ms, point.fd, point.sd, color=colour, lw=1.2, capsize=3, zorder=2)
             marker = "o" if point.kind == "student" else "s"
@@ -193,7 +193,7 @@ def _label(axes: Axes, point: Point, spot: tuple[float, float, str]) -> Annotati
         textcoords="offset points",
         ha=spot[2],
         va="center",
-        color=COLOURS[point.kind],
+        color=COLOURS.get(point.kind, INK),
         weight="bold" if point.kind == "student" else "normal",
     )
 

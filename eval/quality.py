@@ -1,5 +1,11 @@
 """The quality of one sampler: its metrics over seed blocks."""
 
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,19 +20,40 @@ from fewstep.eval.protocol import Protocol
 from fewstep.eval.reference import BATCH, Reference
 from fewstep.progress import ProgressLine
 
+SCRATCH = ".scratch-"
 
-def generate(source: ImageSource, extractor: Extractor, batch_size: int, what: str) -> tuple[Tensor, Tensor]:
-    """All images uint8 [N, C, H, W] of a source and their features float32 [N, D], with a progress bar."""
-    images, features, done = [], [], 0
-    with ProgressLine(what, len(source)) as line:
-        for start in range(0, len(source), batch_size):
+
+@contextmanager
+def generated(
+    source: ImageSource, extractor: Extractor, batch_size: int, folder: Path, what: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images uint8 [N, C, H, W] of a source and their features float32 [N, D], with a progress line.
+
+    Both lie in files in `folder` while the context is open, so that memory does not grow with N. OSError: the disk
+    is too small for them.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as place, ProgressLine(what, len(source)) as line:
+        count, done, images = len(source), 0, None
+        features = _file_tensor(Path(place) / "features", (count, extractor.dim), torch.float32)
+        for start in range(0, count, batch_size):
             made = source.images(start, start + batch_size)
-            images.append(made)
+            if images is None:
+                images = _file_tensor(Path(place) / "images", (count, *made.shape[1:]), torch.uint8)
+            images[start : start + len(made)] = made
             for part in made.split(BATCH):
-                features.append(extractor(part))
+                features[done : done + len(part)] = extractor(part)
                 done += len(part)
-                line.update(done, f"{done:,} of {len(source):,}")
-    return torch.cat(images), torch.cat(features)
+                line.update(done, f"{done:,} of {count:,}")
+        assert images is not None
+        yield images, features
+
+
+def _file_tensor(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor over a new file, whose space is taken now: a disk that fills up later would kill the process."""
+    size = math.prod(shape)
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 
 def judge(

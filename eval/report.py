@@ -69,7 +69,8 @@ def results_markdown(results: Results) -> str:
     )
 
 
-def _page(run: RunFiles, results: Results) -> str:
+def page_template(name: str) -> jinja2.Template:
+    """One of the shipped page templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fewstep.eval", "templates"),
         autoescape=True,
@@ -79,7 +80,11 @@ def _page(run: RunFiles, results: Results) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(number=number, duration=duration, counted=counted, flatten=flatten)
-    return environment.get_template("report.html").render(
+    return environment.get_template(name)
+
+
+def _page(run: RunFiles, results: Results) -> str:
+    return page_template("report.html").render(
         results=results,
         benchmark=results["benchmark"],
         tiles=tiles(results),
@@ -87,7 +92,7 @@ def _page(run: RunFiles, results: Results) -> str:
         rows=rows(results),
         comparisons=comparisons(results),
         caveats=caveats(results),
-        quality_plot=_quality_plot(results),
+        quality_plot=quality_plot(results),
         curves_plot=plots.training_curves(run.logs),
         total_seconds=sum(stage["seconds"] for stage in results["stages"]),
         neighbours=_neighbours(run),
@@ -126,7 +131,7 @@ def _neighbours(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def _quality_plot(results: Results) -> str | None:
+def quality_plot(results: Results) -> str | None:
     """The plot of all samplers with both quality and time, or None where there are none."""
     points = [
         plots.Point(

@@ -51,7 +51,7 @@ def compare_subjects(asked: Comparison) -> Path:
             )
             table = write_comparison(asked.out, [asked.command])
     say(table)
-    say(str(asked.out / "results.md"))
+    say(str(asked.out / "index.html"))
     return asked.out
 
 

@@ -1,5 +1,6 @@
 """Timing: percentiles only where there are enough runs, turns, limits, batch sizes."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -100,3 +101,21 @@ def test_peak_memory_is_measured_on_a_gpu():
     clock = measure([Allocating("a", 1)], torch.device("cuda"), LIMITS, set())[0]
     assert clock.peak_memory_mb is not None
     assert clock.peak_memory_mb > 0
+
+
+class Multiplier(Sleeper):
+    """A sampler that multiplies each 2x2 image `nfe` times by a 2x2 matrix: 16 operations each."""
+
+    def sample(self, noise, labels=None):
+        x = noise.draw()
+        for _ in range(self.nfe):
+            x = (x.flatten(0, 2) @ torch.eye(2)).view_as(x)
+        return x
+
+
+def test_operations_are_counted_with_the_fewest_evaluations_of_a_network_and_scaled():
+    made = [Multiplier("a", 10), Multiplier("b", 2), Sleeper("c", 1)]
+    made[2].kind = "export"
+    few = dataclasses.replace(LIMITS, latency_runs=1, batch_sizes=(2,))
+    flops = [clock.to_json()["flops_per_image"] for clock in measure(made, CPU, few, set())]
+    assert flops == [160.0, 32.0, None]  # 2 x 2 x 2 x 2 a multiplication; nothing of torch's in the third

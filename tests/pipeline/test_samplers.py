@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fewstep
+from fewstep.eval.images import Generated
 from fewstep.eval.noise import KeyedNoise
 from fewstep.pipeline.samplers import build_sampler, student_sampler
 
@@ -49,6 +50,16 @@ def test_a_sampler_is_what_its_name_says(models, name):
     assert float(first.abs().max()) <= 1
     assert torch.equal(first, sampler.sample(KeyedNoise((1, 8, 8), 0, 0, 3)))  # no state left by the first call
     assert not torch.equal(first, sampler.sample(KeyedNoise((1, 8, 8), 1, 0, 3)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_do_not_depend_on_the_batch_size(models, name):
+    sampler = build_sampler(name, *models)
+    one, seven, all_ = (Generated(sampler, 3, 64, batch).images(0, 64).int() for batch in (1, 7, 64))
+    for other in (seven, all_):
+        difference = (other - one).abs()
+        assert difference.max() <= 1  # floats are rounded by batch size
+        assert (difference == 0).double().mean() >= 0.999
 
 
 def test_noise_levels_can_be_given(models):
