@@ -203,7 +203,7 @@ class _Run:
 
     def _metrics(self, subject: Subject, seed: int, images: Tensor, features: Tensor) -> dict[str, float]:
         """The metrics of a seed block; of the first one the pictures are written too."""
-        floor_fd = self.floor and self.floor["fd"]
+        floor_fd = None if self.floor is None else self.floor["fd"]
         metrics = judge(features, self.reference, self.extrapolation, floor_fd, self.settings.kid_subset_size)
         if self.training is not None:
             neighbours = self.training.nearest(images)

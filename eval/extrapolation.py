@@ -7,6 +7,7 @@ that bias. The bias of the reference's own number of images stays: it is the sam
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Extrapolation:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         sizes = np.linspace(count // 2, count, SIZES).round().astype(int)
         distances = [self.distance(statistics(features, order[:size])) for size in sizes]
-        line = linregress(1 / sizes, distances)
+        line: Any = linregress(1 / sizes, distances)  # its type has no names for its parts
         return Extrapolated(float(line.intercept), float(line.intercept_stderr))
 
     def distance(self, generated: Statistics) -> float:

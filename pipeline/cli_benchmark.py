@@ -73,7 +73,7 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
     given, rest = parser.parse_known_args(argv[count:])
     subjects = tuple(argv[:count])
     distinct("subjects", subjects)
-    values = {
+    values: dict[str, Any] = {
         key.removeprefix("eval."): value for key, value in overrides(rest, KEYS, "a benchmark of subjects").items()
     }
     reference = values.pop("reference", None)
@@ -83,11 +83,11 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
 
     reference = reference.expanduser()
     check_reference_path(reference)
-    values = DEFAULTS | {"extractor": reference_extractor(reference) or "inception"} | values
-    values["kid_subset_size"] = min(values["kid_subset_size"], values["images"])
+    section: dict[str, Any] = DEFAULTS | {"extractor": reference_extractor(reference) or "inception"} | values
+    section["kid_subset_size"] = min(section["kid_subset_size"], section["images"])
     return Comparison(
         subjects=subjects,
-        eval=EvalConfig(**values),
+        eval=EvalConfig(**section),
         reference=reference,
         training=given.training and DataConfig(source=given.training),
         out=given.out,

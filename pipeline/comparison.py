@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import Subject, benchmark
 from fewstep.eval.comparison import write_comparison
 from fewstep.eval.extractors import check_extractor, load_extractor
 from fewstep.eval.reference_file import read_reference
 from fewstep.pipeline.cli_benchmark import Comparison
+from fewstep.pipeline.context import the_device
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.evaluate import settings_of
 from fewstep.pipeline.lock import run_lock
@@ -25,7 +23,7 @@ def compare_subjects(asked: Comparison) -> Path:
     What an earlier call measured of the same subject under the same protocol is kept. UserError: a subject, the
     reference or the settings are wrong, or the subjects' images differ in shape.
     """
-    device = torch.device(PartialState().device)
+    device = the_device()
     with raising_signals():
         opened = [open_subject(text, device) for text in asked.subjects]
         subjects = [subject for subject, _ in opened]

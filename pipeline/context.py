@@ -14,12 +14,17 @@ from fewstep.pipeline.loop import TrainingJob
 from fewstep.progress import say
 
 
+def the_device(*, cpu: bool = False) -> torch.device:
+    """The accelerator there is, by accelerate's choice, or the CPU."""
+    return torch.device(PartialState(cpu=cpu).device or "cpu")
+
+
 class RunContext:
     """One run in progress."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, config.folder
-        self.device = torch.device(PartialState(cpu=config.device == "cpu").device or "cpu")
+        self.device = the_device(cpu=config.device == "cpu")
 
     @cached_property
     def data(self) -> ImageData:

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from accelerate import PartialState
-
 from fewstep.eval.extractors import check_extractor, load_extractor
 from fewstep.eval.reference import load_reference, write_features
 from fewstep.pipeline.config import DataConfig
+from fewstep.pipeline.context import the_device
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.evaluate import dataset_name
 from fewstep.pipeline.signals import raising_signals
@@ -22,7 +21,7 @@ def make_reference(data: DataConfig, extractor_name: str, weights: Path | None, 
         say(f"data: reading {data.source}, split {data.split}")
         images = load_data(data, data.split).images
         check_extractor(extractor_name, weights, tuple(images.shape[1:]))
-        extractor = load_extractor(extractor_name, weights, PartialState().device)
+        extractor = load_extractor(extractor_name, weights, the_device())
         say(f"reference: features of {len(images):,} images ({extractor_name})")
         provenance = {"dataset": dataset_name(data.source), "split": data.split}
         reference = load_reference(images, provenance, extractor)

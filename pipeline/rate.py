@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from fewstep.errors import UserError
 from fewstep.eval.images import Generated
 from fewstep.eval.rating import rating_page
 from fewstep.files import read_json, write_bytes
 from fewstep.pipeline.config_file import config_from_dict
+from fewstep.pipeline.context import the_device
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.samplers import build_sampler, student_sampler
 from fewstep.pipeline.signals import raising_signals
@@ -27,7 +27,7 @@ def write_rating_page(run: Path, *, pairs: int, steps: int, seed: int, out: Path
     yet; its data cannot be read; there are fewer real images than pairs.
     """
     config = config_from_dict(read_json(run / "config.json"))
-    device = PartialState().device
+    device = the_device()
     with raising_signals():
         student = student_sampler(load_student(run / "student", device), steps)
         teacher = build_sampler("teacher@heun:18", load_teacher(run / "teacher", device), None)

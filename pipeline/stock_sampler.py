@@ -45,7 +45,8 @@ class PipelineSampler:
     def __init__(
         self, name: str, label: str, pipeline: DiffusionPipeline, steps: int | None, solver: str | None
     ) -> None:
-        self.name, self.pipeline, self.steps = name, pipeline, steps
+        self.name, self.steps = name, steps
+        self.pipeline: Any = pipeline  # each class has a __call__ of its own, the base class none
         if solver is not None:
             swap_scheduler(name, pipeline, solver)
         self.pipeline.set_progress_bar_config(disable=True)

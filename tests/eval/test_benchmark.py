@@ -62,7 +62,7 @@ def samplers(fail_at=None):
     ]
 
 
-def run(folder, made, settings=SETTINGS, reference=None, training=DIGITS):
+def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor | None = DIGITS):
     extractor = load_extractor("digits-cnn", None, "cpu")
     return benchmark(
         made,

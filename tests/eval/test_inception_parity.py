@@ -63,12 +63,15 @@ def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_d
         save_cpu_ram=True,
         verbose=False,
     )
-    precision, recall = precision_recall(*ours)
-    assert frechet_distance(*map(statistics, ours)) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert kernel_distance(*ours, 300) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    a, b = ours
+    precision, recall = precision_recall(a, b)
+    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
+        theirs["frechet_inception_distance"], rel=1e-4
+    )
+    assert kernel_distance(a, b, 300) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert precision == pytest.approx(theirs["precision"], rel=1e-4)
     assert recall == pytest.approx(theirs["recall"], rel=1e-4)
-    assert abs(frechet_distance(statistics(ours[0]), statistics(ours[0]))) < 1e-3
+    assert abs(frechet_distance(statistics(a), statistics(a))) < 1e-3
 
 
 def test_features_come_faster_than_torch_fidelity_s_own(halves, weights, data_dir):

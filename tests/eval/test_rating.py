@@ -28,11 +28,13 @@ def page():
 
 
 def data_of(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
 
 
 def grey(png):
-    return Image.open(io.BytesIO(base64.b64decode(png))).getpixel((0, 0))
+    return Image.open(io.BytesIO(base64.b64decode(png))).tobytes()[0]
 
 
 def test_each_pair_is_the_student_s_image_and_its_rival_s_in_mixed_order(page):
@@ -106,7 +108,7 @@ class Browser:
 
     def __init__(self, driver, chromium, downloads):
         self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
-        port = next(found[1] for line in self.process.stdout if (found := re.search(r"on port (\d+)\.", line)))
+        port = next(found[1] for line in self.process.stdout or [] if (found := re.search(r"on port (\d+)\.", line)))
         self.root = f"http://127.0.0.1:{port}/session"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,800"]
         options = {"binary": chromium, "args": arguments, "prefs": {"download.default_directory": str(downloads)}}

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fewstep.eval.digits_cnn import digits
+from fewstep.eval.extractors import load_extractor
 from fewstep.pipeline.cli import main
 
 pytestmark = pytest.mark.timeout(600)
@@ -94,8 +95,6 @@ def test_against_itself_nothing_regressed_and_another_reference_is_refused(compa
 
 
 def statistics_of(images):
-    from fewstep.eval.extractors import load_extractor
-
     features = load_extractor("digits-cnn", None, "cpu")(images).numpy()
     return {"mu": features.mean(0), "sigma": np.cov(features, rowvar=False)}
 
@@ -111,7 +110,7 @@ def test_a_run_measures_against_a_reference_file(tiny, tmp_path, reference, tiny
     assert of[tmp_path / "digits"]["protocol_hash"] == of[tiny_run]["protocol_hash"]
 
 
-FAULTS = [
+FAULTS: list[tuple[list[str], str]] = [
     (["reference", "digits", "-o", "ref.npz"], "--out: 'ref.npz': must be a .safetensors file"),
     (["reference", "digits", "-o", "no/such/ref.safetensors"], "there is no folder no/such"),
     (["reference", "digitz", "-o", "r.safetensors"], "data.source: 'digitz': must be digits, hub:ID"),

@@ -32,6 +32,7 @@ def graph(path, *, name="noise", kind=FLOAT, shape=SHAPE, operation="Tanh", outp
 
 def test_images_are_the_graph_s_and_do_not_depend_on_the_batch(tmp_path):
     sampler, _ = open_subject(str(graph(tmp_path / "student.onnx")), torch.device("cpu"))
+    assert isinstance(sampler, OnnxSampler)
     assert (sampler.nfe, sampler.shape, sampler.network_parameters, sampler.kind) == (1, (1, 8, 8), 1, "export")
     noise = KeyedNoise((1, 8, 8), 1, 0, 5)
     torch.testing.assert_close(sampler.sample(noise), torch.tanh(KeyedNoise((1, 8, 8), 1, 0, 5).draw() / 2))

@@ -19,14 +19,25 @@ from PIL import Image
 from fewstep.errors import UserError
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.images import Generated, StoredImages
+from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
 from fewstep.pipeline.subjects import open_subject
 
 CPU = torch.device("cpu")
 
 
-def opened(text):
-    return open_subject(str(text), CPU)[0]
+def opened(text) -> Sampler:
+    """The subject that a text stands for, which must be something that samples."""
+    subject = open_subject(str(text), CPU)[0]
+    assert not isinstance(subject, StoredImages)
+    return subject
+
+
+def stock_images(pipeline, count, seed, steps):
+    """What a stock pipeline makes from the noise of a seed, [N, H, W, C] in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    generators = list(KeyedNoise((1, 8, 8), seed, 0, count).generators)
+    return pipeline(count, num_inference_steps=steps, generator=generators, output_type="np").images
 
 
 @pytest.fixture
@@ -56,22 +67,15 @@ def test_a_teacher_and_a_student_of_a_run_are_the_run_s_own_samplers(tiny_run):
 
 def test_a_student_s_images_are_the_stock_pipeline_s(tiny_run):
     ours = Generated(opened(tiny_run / "student@2"), 3, 5, 5).images(0, 5)
-    stock = ConsistencyModelPipeline.from_pretrained(tiny_run / "student")
-    stock.set_progress_bar_config(disable=True)
-    theirs = stock(
-        5, num_inference_steps=2, generator=list(KeyedNoise((1, 8, 8), 3, 0, 5).generators), output_type="np"
-    )
-    pixels = np.round(theirs.images * 255).astype(np.uint8)
+    theirs = stock_images(ConsistencyModelPipeline.from_pretrained(tiny_run / "student"), 5, 3, 2)
+    pixels = np.round(theirs * 255).astype(np.uint8)
     assert np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - pixels).max() <= 1
 
 
 def test_a_teacher_without_a_solver_is_called_as_its_users_call_it(tiny_run):
     teacher = opened(tiny_run / "teacher@3")
     assert (teacher.kind, teacher.nfe, len(teacher.schedule)) == ("pipeline", 3, 3)
-    stock = DDPMPipeline.from_pretrained(tiny_run / "teacher")
-    stock.set_progress_bar_config(disable=True)
-    generators = list(KeyedNoise((1, 8, 8), 0, 0, 4).generators)
-    theirs = stock(4, num_inference_steps=3, generator=generators, output_type="np").images
+    theirs = stock_images(DDPMPipeline.from_pretrained(tiny_run / "teacher"), 4, 0, 3)
     ours = teacher.sample(KeyedNoise((1, 8, 8), 0, 0, 4))
     np.testing.assert_allclose((ours.permute(0, 2, 3, 1).numpy() + 1) / 2, theirs, atol=1e-6)
 
