@@ -100,8 +100,10 @@ def _significance(before: Sequence[float], now: Sequence[float], *, paired: bool
         differences = [b - a for a, b in zip(before, now, strict=True)]
         if len(set(differences)) == 1:  # no spread at all: equal, or certain
             return 1.0 if differences[0] == 0 else 0.0
-        return float(ttest_rel(now, before)[1])
-    return float(ttest_ind(now, before, equal_var=False).pvalue)
+        test: Any = ttest_rel(now, before)
+    else:
+        test = ttest_ind(now, before, equal_var=False)
+    return float(test.pvalue)
 
 
 def comparison_text(changes: Sequence[Change], metric_name: str, bound: float) -> list[str]:

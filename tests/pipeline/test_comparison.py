@@ -137,11 +137,11 @@ def test_a_wrong_call_is_one_line(arguments, says, reference, stored, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    places = {"{ref}": str(reference), "{real}": f"{stored}/real.npz"}
-    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    real = f"{stored}/real.npz"
+    assert main([part.replace("{ref}", str(reference)).replace("{real}", real) for part in arguments]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert says.replace("{real}", places["{real}"]) in err
+    assert says.replace("{real}", real) in err
 
 
 def offline(*_, **__):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,11 @@ def opened(text) -> Sampler:
     return subject
 
 
-def stock_images(pipeline, count, seed, steps):
+def stock_images(pipeline: Any, count: int, seed: int, steps: int) -> np.ndarray:
     """What a stock pipeline makes from the noise of a seed, [N, H, W, C] in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     generators = list(KeyedNoise((1, 8, 8), seed, 0, count).generators)
-    return pipeline(count, num_inference_steps=steps, generator=generators, output_type="np").images
+    return np.asarray(pipeline(count, num_inference_steps=steps, generator=generators, output_type="np").images)
 
 
 @pytest.fixture
