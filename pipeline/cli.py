@@ -117,7 +117,7 @@ def _benchmark(argv: Sequence[str]) -> int:
 
     1 where something regressed.
     """
-    from fewstep.pipeline.cli_benchmark import comparison_from_arguments, is_comparison
+    from fewstep.pipeline.cli_benchmark import AGAINST, comparison_from_arguments, is_comparison
     from fewstep.pipeline.cli_run import against, split_against
 
     rest, against_what = split_against(argv)
@@ -129,6 +129,9 @@ def _benchmark(argv: Sequence[str]) -> int:
     else:
         run = _stage("benchmark", "evaluate", rest)
         if run is None:
+            if {"-h", "--help"} & set(rest):
+                print("".join(f"\n  {option} VALUE\n      {text}" for option, text in AGAINST.items()))
+                print("\nModels and images of any origin: fewstep benchmark SUBJECT --help")
             return 0
         folder = run / "eval"
     return against(folder, against_what) if against_what else 0

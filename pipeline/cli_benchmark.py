@@ -28,6 +28,10 @@ KEYS = (
     "eval.throughput_batch_sizes",
 )
 DEFAULTS: dict[str, Any] = {"images": 5000, "kid_subset_size": 1000, "throughput_batch_sizes": (1, 16, 64, 256)}
+AGAINST = {
+    "--against": "an earlier results.json: say what got better or worse, exit code 1 on a regression",
+    "--bound": "share by which a Frechet distance may be worse than there; default: 0.05",
+}
 _DESCRIPTION = """Measure models and images under one protocol: quality, and time where there is a model to run.
 
 A SUBJECT is one of
@@ -70,6 +74,8 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
     )
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("benchmark"), help="default: benchmark/")
     parser.add_argument("--training", metavar="SOURCE", help="training images (parquet:PATH, ...), to look for copies")
+    for option, text in AGAINST.items():  # taken out by split_against before: here for the help
+        parser.add_argument(option, help=text)
     given, rest = parser.parse_known_args(argv[count:])
     subjects = tuple(argv[:count])
     distinct("subjects", subjects)
