@@ -150,8 +150,12 @@ def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, str]:
 
 
 def _read_folder(path: Path) -> Tensor:
-    """All images in a folder and its sub-folders, in the order of their names, uint8 [N, C, H, W]."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+    """All images in a folder and its sub-folders, in the order of their names, uint8 [N, C, H, W].
+
+    Left out is grid.png, the overview that `fewstep sample` writes beside its images.
+    """
+    found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+    files = sorted(file for file in found if file != path / "grid.png")
     if not files:
         raise UserError(path, None, f"holds neither a model_index.json nor images; give {FORMS}")
     decoder, arrays = Decoder(image_size=None, channels=None), []

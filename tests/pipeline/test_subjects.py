@@ -53,6 +53,7 @@ def pngs(tmp_path):
     """Twelve digits as PNG files, some in a sub-folder."""
     folder = tmp_path / "pngs"
     (folder / "more").mkdir(parents=True)
+    Image.new("L", (90, 90)).save(folder / "grid.png")  # as `fewstep sample` leaves it: no sample
     for index, image in enumerate(digits()[0][:12]):
         place = folder if index < 6 else folder / "more"
         Image.fromarray(image[0].numpy()).save(place / f"{index:03d}.png")
