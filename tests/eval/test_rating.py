@@ -128,8 +128,9 @@ class Browser:
         self.call("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
     def close(self):
-        self.process.terminate()
-        self.process.wait()
+        with self.process:  # closes its pipe and waits
+            urlopen(Request(self.root, method="DELETE"), timeout=60).close()  # ends the browser
+            self.process.terminate()
 
 
 @pytest.fixture
