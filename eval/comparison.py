@@ -27,7 +27,8 @@ def _page(folder: Path, results: Results) -> str:
     for sampler in results["samplers"]:
         path = folder / "grids" / f"{slug(sampler['name'])}.png"
         if path.is_file():
-            grids.append((sampler, grid(path.read_bytes(), image_side(path.read_bytes()))))
+            png = path.read_bytes()
+            grids.append((sampler, grid(png, image_side(png))))
     return page_template("comparison.html").render(
         results=results,
         benchmark=results["benchmark"],

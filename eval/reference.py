@@ -118,15 +118,26 @@ def _cache_errors(path: Path) -> Iterator[None]:
 
 def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """What `write_features` wrote: features [M, D] and their provenance; UserError where the file is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            features, provenance = file.get_tensor("features"), json.loads(metadata["provenance"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(path, None, f"is no reference that fewstep wrote, or is damaged ({error})") from None
+    with _reading(path), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        features, provenance = file.get_tensor("features"), json.loads(metadata["provenance"])
     if sha256_tensors({"features": features}) != metadata.get("sha256_tensors"):
         raise UserError(path, None, "is damaged: its features do not give the hash stored with them")
     return features, provenance
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance in a file of `write_features`, without its features; UserError where it cannot be read."""
+    with _reading(path), safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {})["provenance"])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(path, None, f"is no reference that fewstep wrote, or is damaged ({error})") from None
 
 
 def _read(path: Path) -> Tensor | None:

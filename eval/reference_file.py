@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.metrics import Statistics, statistics
-from fewstep.eval.reference import Reference, read_features
+from fewstep.eval.reference import Reference, read_features, read_provenance
 from fewstep.files import sha256_file
 
 KEY = "eval.reference"
@@ -43,7 +43,7 @@ def check_reference_path(path: Path) -> None:
 
 def reference_extractor(path: Path) -> str | None:
     """The extractor's name that stands in one of our own reference files; None for the other forms."""
-    return read_features(path)[1]["extractor_name"] if path.suffix == ".safetensors" else None
+    return read_provenance(path)["extractor_name"] if path.suffix == ".safetensors" else None
 
 
 def _ours(path: Path, extractor: Extractor) -> Reference:
@@ -64,7 +64,7 @@ def _torch_fidelity(path: Path, extractor: Extractor) -> Reference:
         with torch.serialization.safe_globals([_reconstruct, *_PICKLED_BY_NUMPY]):
             value = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(KEY, str(path), f"cannot be read as a cache of torch-fidelity ({_first(error)})") from None
+        raise UserError(KEY, str(path), f"cannot be read as a cache of torch-fidelity ({first_line(error)})") from None
     if isinstance(value, Tensor):
         _check_features(path, value, extractor)
         return Reference(_provenance(path, len(value)), value.float(), statistics(value.float()))
@@ -96,7 +96,7 @@ def _npz_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise UserError(KEY, str(path), f"cannot be read as an .npz of arrays ({_first(error)})") from None
+        raise UserError(KEY, str(path), f"cannot be read as an .npz of arrays ({first_line(error)})") from None
 
 
 def _checked(path: Path, mu: object, sigma: object, extractor: Extractor) -> Statistics:
@@ -127,7 +127,3 @@ def _check_features(path: Path, features: Tensor, extractor: Extractor) -> None:
 
 def _provenance(path: Path, count: int | None) -> dict[str, Any]:
     return {"dataset": path.name, "split": None, "count": count, "sha256": sha256_file(path)}
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,9 +1,16 @@
 """argparse as the commands use it: whatever is wrong is a UserError, one line."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from fewstep.errors import UserError
+
+
+def check_parent(out: Path) -> None:
+    """UserError where the folder that a file is to be written into does not exist."""
+    if not out.absolute().parent.is_dir():
+        raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli_config import key_help, overrides
-from fewstep.pipeline.cli_parser import Parser
+from fewstep.pipeline.cli_parser import Parser, check_parent
 from fewstep.pipeline.config import DIGITS_SHAPE, DataConfig
 
 KEYS = ("data.split", "data.image_column", "data.image_size", "data.channels")
@@ -35,8 +35,7 @@ def reference(argv: Sequence[str]) -> None:
         raise UserError("--out", str(given.out), "must be a .safetensors file")
     if given.out.exists():
         raise UserError("--out", str(given.out), "exists already: give a new file, or remove it")
-    if not given.out.absolute().parent.is_dir():
-        raise UserError("--out", str(given.out), f"there is no folder {given.out.parent}: make it first")
+    check_parent(given.out)
     data = DataConfig(source=given.source, **{key.removeprefix("data."): values[key] for key in KEYS if key in values})
     default = "digits-cnn" if data.source == "digits" and data.image_size in (None, DIGITS_SHAPE[1]) else "inception"
     extractor, weights = values.get("eval.extractor", default), values.get("eval.inception_weights")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli_parser import Parser
+from fewstep.pipeline.cli_parser import Parser, check_parent
 from fewstep.pipeline.config_checks import whole
 
 _MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
@@ -76,8 +76,7 @@ def rate(argv: Sequence[str]) -> None:
         return
     _require_run(given.run)
     out = given.out or given.run / "rate.html"
-    if not out.absolute().parent.is_dir():
-        raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")
+    check_parent(out)
     from fewstep.pipeline.rate import write_rating_page
 
     write_rating_page(given.run, pairs=given.pairs, steps=given.steps, seed=given.seed, out=out)

@@ -5,7 +5,7 @@ from pathlib import Path
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import Subject, benchmark
 from fewstep.eval.comparison import write_comparison
-from fewstep.eval.extractors import check_extractor, load_extractor
+from fewstep.eval.extractors import check_shape, load_extractor
 from fewstep.eval.reference_file import read_reference
 from fewstep.pipeline.cli_benchmark import Comparison
 from fewstep.pipeline.context import the_device
@@ -28,7 +28,7 @@ def compare_subjects(asked: Comparison) -> Path:
         opened = [open_subject(text, device) for text in asked.subjects]
         subjects = [subject for subject, _ in opened]
         shape = _common_shape(subjects)
-        check_extractor(asked.eval.extractor, asked.eval.inception_weights, shape)
+        check_shape(asked.eval.extractor, shape)
         extractor = load_extractor(asked.eval.extractor, asked.eval.inception_weights, device)
         reference = read_reference(asked.reference, extractor)
         training = None if asked.training is None else load_data(asked.training, asked.training.split).images

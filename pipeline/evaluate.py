@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
@@ -15,7 +14,7 @@ from fewstep.eval.timing import Limits
 from fewstep.pipeline.config import EvalConfig
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
-from fewstep.pipeline.samplers import build_sampler
+from fewstep.pipeline.samplers import build_sampler, fast_layout
 from fewstep.progress import say
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
@@ -28,7 +27,7 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     teacher = load_teacher(run.folder / "teacher", run.device)
     student = load_student(run.folder / "student", run.device)
     for network in (teacher.unet, student):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        fast_layout(network)
     samplers = [build_sampler(name, teacher, student) for name in config.samplers]
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.eval.interfaces import Noise
 
 INPUT = "noise"
@@ -35,8 +35,7 @@ class OnnxSampler:
             options.intra_op_num_threads = torch.get_num_threads()
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-            raise UserError(name, None, f"cannot be loaded as an ONNX graph ({reason})") from None
+            raise UserError(name, None, f"cannot be loaded as an ONNX graph ({first_line(error)})") from None
         self.name, self.label = name, f"{label}, 1 step"
         self.shape = self._checked_shape()
         self._checked_output()

@@ -19,14 +19,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages
 from fewstep.eval.reference import sha256_images
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
-from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, student_sampler
+from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, fast_layout, student_sampler
 from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
@@ -100,7 +100,7 @@ def _fetch(text: str, place: str) -> Path:
         with quiet():
             return Path(str(DiffusionPipeline.download(place, use_safetensors=True)))
     except (OSError, ValueError) as error:
-        raise UserError(text, None, f"no such folder, and not to be had from the hub ({_first(error)})") from None
+        raise UserError(text, None, f"no such folder, and not to be had from the hub ({first_line(error)})") from None
 
 
 def _sampler(
@@ -111,11 +111,14 @@ def _sampler(
     label = _label(path)
     if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
+        fast_layout(teacher.unet)
         if steps > teacher.scheduler.config["num_train_timesteps"]:
             raise UserError(text, steps, "are more steps than its schedule has")
         return _named(build_sampler(f"teacher@{solver}:{steps}", teacher, None), text, label)
     if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:
-        return _named(student_sampler(load_student(path, device), steps or 1), text, label)
+        student = load_student(path, device)
+        fast_layout(student)
+        return _named(student_sampler(student, steps or 1), text, label)
     with _loading(text), quiet():
         pipeline: Any = DiffusionPipeline.from_pretrained(path, use_safetensors=True).to(device)
         return PipelineSampler(text, label, pipeline, steps, solver)
@@ -142,7 +145,9 @@ def _loading(text: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        raise UserError(text, None, f"cannot be loaded and called as a diffusers pipeline ({_first(error)})") from None
+        raise UserError(
+            text, None, f"cannot be loaded and called as a diffusers pipeline ({first_line(error)})"
+        ) from None
 
 
 def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, str]:
@@ -182,7 +187,7 @@ def _read_npz(path: Path) -> Tensor:
     except (BadZipFile, ValueError, OSError, EOFError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(path, None, f"cannot be read as an .npz of images ({_first(error)})") from None
+        raise UserError(path, None, f"cannot be read as an .npz of images ({first_line(error)})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         remedy = f"holds {images.dtype} {images.shape}; needed is uint8 [N, H, W, C] with 1 or 3 channels"
         raise UserError(path, None, remedy)
@@ -193,7 +198,3 @@ def _hash_folder(path: Path) -> str:
     """sha256 over the configurations and weights of a pipeline's folder."""
     files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file())
     return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in files})
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

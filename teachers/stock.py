@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.files import read_json
 
 Scheduler = TypeVar("Scheduler", DDPMScheduler, CMStochasticIterativeScheduler)
@@ -45,8 +45,7 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
             )
             scheduler = cast(Scheduler, scheduler_class.from_pretrained(source, subfolder="scheduler"))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(source, None, f"cannot be loaded as a {role} ({first_line})") from None
+        raise UserError(source, None, f"cannot be loaded as a {role} ({first_line(error)})") from None
     unet, info = loaded
     if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
         raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")

@@ -1,4 +1,9 @@
-"""The one exception for faults of the user's making."""
+"""The one exception for faults of the user's making, and how others are quoted in it."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, at most 200 characters; the name of its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 class UserError(ValueError):
