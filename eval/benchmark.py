@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.copies import SHARE, TrainingImages
+from fewstep.eval.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.floor import floor
-from fewstep.eval.images import ENCODING, Generated, StoredImages
+from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied
 from fewstep.eval.interfaces import ImageSource, Sampler
 from fewstep.eval.pictures import save_grid, save_neighbours
 from fewstep.eval.protocol import Protocol, slug
-from fewstep.eval.quality import SCRATCH, add_block, generated, judge
+from fewstep.eval.quality import SCRATCH, Judge, add_block, generated
 from fewstep.eval.reference import Reference, load_halves
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits, measure
@@ -51,10 +51,13 @@ class BenchmarkSettings:
     identities: Mapping[str, str]
     mirrored: bool = False
 
-    def check(self, reference: Reference, subjects: Sequence[Subject]) -> None:
-        """UserError: fewer than four images; a KID subset or a seed block larger than what it is taken from."""
-        if self.images < 4:
-            raise UserError("eval.images", self.images, "is too few for precision and recall; give 4 or more")
+    def check(self, reference: Reference, subjects: Sequence[Subject], features: int) -> None:
+        """UserError: too few images for so many features; a KID subset or a seed block larger than what it is of;
+        stored images that are all the same.
+        """
+        if self.images <= features:
+            remedy = f"is too few for the covariance of {features:,} features; give {features + 1:,} or more"
+            raise UserError("eval.images", self.images, remedy)
         if reference.features is not None:
             most = min(self.images, len(reference.features))
             if self.kid_subset_size > most:
@@ -62,6 +65,8 @@ class BenchmarkSettings:
                 remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {real} real)"
                 raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
         for subject in subjects:
+            if isinstance(subject, StoredImages):
+                check_varied(subject.name, subject.block(0, len(subject)).tensor)
             if isinstance(subject, StoredImages) and len(subject) < self.images:
                 remedy = f"{subject.name} holds only {len(subject)} images: give fewer here or more images there"
                 raise UserError("eval.images", self.images, remedy)
@@ -79,6 +84,7 @@ def benchmark(
     reference: Reference,
     shown: Tensor | None,
     training_images: Tensor | None,
+    training_features: Tensor | None = None,
     extractor: Extractor,
     settings: BenchmarkSettings,
     folder: Path,
@@ -88,17 +94,19 @@ def benchmark(
     """Measure all subjects, write everything into `folder` and return the value of its benchmark.json.
 
     shown: real images uint8 [N, C, H, W] for grids/real.png. training_images: uint8 [N, C, H, W] for the
-    near-copies; without them there are none in the results.
+    near-copies; without them there are none in the results. training_features: [M, D] float32 of all or some of them,
+    for the near-copies in features.
     Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
     UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
-    settings.check(reference, subjects)
+    settings.check(reference, subjects, extractor.dim)
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{SCRATCH}*"):  # of a call that was killed
         shutil.rmtree(stale)
     training = None if training_images is None else TrainingImages(training_images, settings.mirrored, device)
-    run = _Run(subjects, reference, training, extractor, settings, folder, device, say)
+    in_features = None if training_features is None else TrainingFeatures(training_features, device)
+    run = _Run(subjects, reference, training, in_features, extractor, settings, folder, device, say)
     if shown is not None:
         picked = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:64]
         save_grid(folder / "grids" / "real.png", shown[picked])
@@ -113,7 +121,13 @@ def benchmark(
         "extractor": {**extractor.to_json(), "dim": extractor.dim},
         "reference": reference.provenance,
         "floor": run.floor,
-        "copies": training and {"threshold": training.threshold, "real_share": SHARE, "how": training.how},
+        "copies": training
+        and {
+            "threshold": training.threshold,
+            "real_share": SHARE,
+            "how": training.how,
+            "in_features": in_features and {"threshold": in_features.threshold, "how": in_features.how},
+        },
         "environment": environment(device),
         "sampler_order": [subject.name for subject in subjects],
         "speed": speed_ratios(results),
@@ -138,6 +152,7 @@ class _Run:
         subjects: Sequence[Subject],
         reference: Reference,
         training: TrainingImages | None,
+        training_features: TrainingFeatures | None,
         extractor: Extractor,
         settings: BenchmarkSettings,
         folder: Path,
@@ -146,7 +161,15 @@ class _Run:
     ) -> None:
         self.subjects, self.reference, self.training, self.extractor = subjects, reference, training, extractor
         self.settings, self.folder, self.device, self.say = settings, folder, device, say
-        self.floor, self.extrapolation = self._floor(), Extrapolation(reference.statistics)
+        self.floor = self._floor()
+        self.judge = Judge(
+            reference=reference,
+            extrapolation=Extrapolation(reference.statistics),
+            floor_fd=self.floor and self.floor["fd"],
+            kid_subset_size=settings.kid_subset_size,
+            logits=extractor.logits,
+            training=training_features,
+        )
         self.protocol = Protocol(
             reference={key: reference.provenance[key] for key in ("dataset", "split", "count", "sha256")},
             extractor=extractor.to_json(),
@@ -203,11 +226,11 @@ class _Run:
 
     def _metrics(self, subject: Subject, seed: int, images: Tensor, features: Tensor) -> dict[str, float]:
         """The metrics of a seed block; of the first one the pictures are written too."""
-        floor_fd = None if self.floor is None else self.floor["fd"]
-        metrics = judge(features, self.reference, self.extrapolation, floor_fd, self.settings.kid_subset_size)
+        check_varied(subject.name, images)
+        metrics = self.judge(features)
         if self.training is not None:
             neighbours = self.training.nearest(images)
-            metrics["copies"] = self.training.share(neighbours)
+            metrics["copies"] = neighbours.share(self.training.threshold)
             if seed == 0 and subject is self.neighbours_of:
                 save_neighbours(self.folder, subject.name, images, neighbours, self.training)
         if seed == 0:

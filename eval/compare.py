@@ -13,7 +13,21 @@ from fewstep.eval.report_text import number
 from fewstep.files import read_json
 
 SIGNIFICANT = 0.05
-METRICS = {"fd": -1, "kid": -1, "precision": 1, "recall": 1, "copies": -1}  # 1: more is better
+METRICS = {  # 1: more is better
+    "fd": -1,
+    "kid": -1,
+    "precision": 1,
+    "recall": 1,
+    "inception_score": 1,
+    "copies": -1,
+    "copies_in_features": -1,
+}
+TITLES = {  # that of "fd" is the metric's own
+    "kid": "KID",
+    "inception_score": "Inception Score",
+    "copies": "near-copies",
+    "copies_in_features": "near-copies in features",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +122,12 @@ def _significance(before: Sequence[float], now: Sequence[float], *, paired: bool
 
 def comparison_text(changes: Sequence[Change], metric_name: str, bound: float) -> list[str]:
     """The comparison as lines of a table for a terminal, and a last line with what regressed."""
-    titles = {"fd": metric_name, "kid": "KID", "precision": "precision", "recall": "recall", "copies": "near-copies"}
+    titles = {"fd": metric_name, **TITLES}
     rows = [("sampler", "metric", "before", "now", "p", "")]
     for change in changes:
         p = "-" if change.p is None else number(change.p, 2)
-        rows.append(
-            (change.sampler, titles[change.metric], number(change.before), number(change.now), p, change.verdict)
-        )
+        title, before, now = titles.get(change.metric, change.metric), number(change.before), number(change.now)
+        rows.append((change.sampler, title, before, now, p, change.verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     regressed = [change for change in changes if change.regressed(bound)]

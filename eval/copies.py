@@ -1,10 +1,10 @@
 """Near-copies of training images: generated images that lie closer to one than real images lie to each other.
 
-Distances are Euclidean in pixels (grey levels of 0..255), where a copy is near zero whatever the extractor,
-and where 60,000 training images are affordable on a processor. The threshold is calibrated on the training
-images: the distance below which 1 % of them have their nearest other training image. A model that has
-learned the distribution but copies nothing gives about 1 %. A share well above it means copies, or images
-that are smoother than the real ones.
+Distances are Euclidean, in pixels and in features. In pixels (grey levels of 0..255) a copy is near zero whatever the
+extractor, and 60,000 training images are affordable on a processor. In features a copy is found that was shifted,
+or drawn a little otherwise. Both thresholds are calibrated on the training images: the distance below which 1 % of
+them have their nearest other training image. A model that has learned the distribution but copies nothing gives about
+1 %. A share well above it means copies, or images that are smoother than the real ones.
 """
 
 from dataclasses import dataclass
@@ -22,59 +22,91 @@ class Neighbours:
     index: Tensor
     distance: Tensor
 
+    def share(self, threshold: float) -> float:
+        """The share whose neighbour is at most that far away, in 0..1."""
+        return (self.distance <= threshold).double().mean().item()
+
+
+class Vectors:
+    """Vectors float32 [M, D], searched for the nearest one: in blocks, so that memory does not grow with N * M."""
+
+    def __init__(self, vectors: Tensor, device: torch.device | str) -> None:
+        self.vectors, self.device = vectors, torch.device(device)
+        self.there = vectors.to(device)
+        self.squares = self.there.square().sum(1)
+
+    def nearest(self, x: Tensor, leave_out: Tensor | None = None) -> Neighbours:
+        """The nearest of each of float32 [N, D]; row i does not find leave_out[i].
+
+        Found by float32 products, then measured exactly: near zero those products have no digits left.
+        """
+        found, exact = [], []
+        for start in range(0, len(x), CHUNK):
+            part = x[start : start + CHUNK]
+            moved = part.to(self.device)
+            distance = self.squares - 2 * moved @ self.there.T
+            if leave_out is not None:
+                skip = leave_out[start : start + CHUNK].to(self.device)
+                distance[torch.arange(len(moved), device=self.device), skip] = torch.inf
+            found.append(distance.argmin(1).cpu())
+            exact.append((part.double() - self.vectors[found[-1]].double()).norm(dim=1))
+        return Neighbours(torch.cat(found), torch.cat(exact))
+
 
 class TrainingImages:
-    """The training images, uint8 [M, C, H, W], ready for nearest-neighbour search.
+    """The training images, uint8 [M, C, H, W], ready for nearest-neighbour search in pixels.
 
     `mirrored`: the network was trained on mirrored images too, so a mirrored copy counts as a copy.
     `threshold` is the distance at or below which an image is a near-copy.
     """
 
     def __init__(self, images: Tensor, mirrored: bool, device: torch.device | str = "cpu") -> None:
-        self.images, self.mirrored, self.device = images, mirrored, torch.device(device)
-        self.flat = _centred(images).to(device)
-        self.squares = self.flat.square().sum(1)
-        sample = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLE]
-        others = self.nearest(images[sample], leave_out=sample)
-        self.threshold = others.distance.quantile(SHARE).item()
-        self.how = (
-            "pixel distance to the nearest training image, at or below the distance under which "
-            f"{SHARE:.0%} of {len(sample)} training images have their nearest other one"
-            + (", mirrored images included" if mirrored else "")
-        )
+        self.images, self.mirrored = images, mirrored
+        self.pixels = Vectors(_centred(images), device)
+        sample = _sample(len(images))
+        self.threshold = _threshold(self.nearest(images[sample], leave_out=sample))
+        self.how = _how("pixel distance", len(sample), len(images)) + (", mirrored images included" if mirrored else "")
 
     def nearest(self, images: Tensor, leave_out: Tensor | None = None) -> Neighbours:
         """The nearest training image of each of uint8 [N, C, H, W]; image i does not find leave_out[i]."""
-        plain = self._nearest(images, leave_out)
+        plain = self.pixels.nearest(_centred(images), leave_out)
         if not self.mirrored:
             return plain
-        flipped = self._nearest(images.flip(-1), leave_out)
+        flipped = self.pixels.nearest(_centred(images.flip(-1)), leave_out)
         closer = flipped.distance < plain.distance
         return Neighbours(
             torch.where(closer, flipped.index, plain.index),
             torch.where(closer, flipped.distance, plain.distance),
         )
 
-    def share(self, neighbours: Neighbours) -> float:
-        """The share of near-copies, in 0..1."""
-        return (neighbours.distance <= self.threshold).double().mean().item()
 
-    def _nearest(self, images: Tensor, leave_out: Tensor | None) -> Neighbours:
-        """Found by float32 products, then measured exactly: near zero those products have no digits left."""
-        index = []
-        for start in range(0, len(images), CHUNK):
-            x = _centred(images[start : start + CHUNK]).to(self.device)
-            distance = self.squares - 2 * x @ self.flat.T
-            if leave_out is not None:
-                skip = leave_out[start : start + CHUNK].to(self.device)
-                distance[torch.arange(len(x), device=self.device), skip] = torch.inf
-            index.append(distance.argmin(1).cpu())
-        found = torch.cat(index)
-        exact = [
-            (images[i : i + CHUNK].double() - self.images[found[i : i + CHUNK]].double()).flatten(1).norm(dim=1)
-            for i in range(0, len(images), CHUNK)
-        ]
-        return Neighbours(found, torch.cat(exact))
+class TrainingFeatures:
+    """Features of training images, float32 [M, D]; `threshold` as in TrainingImages, in their own unit."""
+
+    def __init__(self, features: Tensor, device: torch.device | str = "cpu") -> None:
+        self.features = Vectors(features, device)
+        sample = _sample(len(features))
+        self.threshold = _threshold(self.features.nearest(features[sample], leave_out=sample))
+        self.how = _how("feature distance", len(sample), len(features))
+
+    def nearest(self, features: Tensor) -> Neighbours:
+        """The nearest training image of each of float32 [N, D]."""
+        return self.features.nearest(features)
+
+
+def _sample(count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:SAMPLE]
+
+
+def _threshold(others: Neighbours) -> float:
+    return others.distance.quantile(SHARE).item()
+
+
+def _how(distance: str, sampled: int, searched: int) -> str:
+    return (
+        f"{distance} to the nearest of {searched} training images, at or below the distance under which {SHARE:.0%} of "
+        f"{sampled} training images have their nearest other one"
+    )
 
 
 def _centred(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.digits_cnn import FEATURES, DigitsCNN
-from fewstep.eval.inception import inception_network, inception_weights, read_inception_weights
+from fewstep.eval.inception import inception_logits, inception_network, inception_weights, read_inception_weights
 
 EXTRACTORS = ("digits-cnn", "inception")
 DIGITS_CNN_WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors"
@@ -27,7 +27,8 @@ class Extractor:
     """A network that turns images into features.
 
     `sha256` is over the tensors in use (names, types, shapes, values), so one network in two file formats has
-    one hash. `channels` is what it takes: grey is repeated when it takes 3.
+    one hash. `channels` is what it takes: grey is repeated when it takes 3. `logits` takes features [N, D] to the
+    classes' logits [N, K] of the Inception Score; None where the network has none, or its weights lack them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Extractor:
     channels: int
     device: torch.device
     network: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -95,6 +97,7 @@ def load_extractor(name: str, weights: Path | None, device: torch.device | str) 
             channels=3,
             device=device,
             network=inception_network(tensors, device),
+            logits=inception_logits(tensors),
         )
     raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
 

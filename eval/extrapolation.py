@@ -16,7 +16,7 @@ from scipy.linalg import eigh, eigvalsh
 from scipy.stats import linregress
 from torch import Tensor
 
-from fewstep.eval.metrics import Statistics, statistics
+from fewstep.eval.metrics import Statistics, growing_statistics
 
 SIZES = 10
 
@@ -51,7 +51,7 @@ class Extrapolation:
             return None
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         sizes = np.linspace(count // 2, count, SIZES).round().astype(int)
-        distances = [self.distance(statistics(features, order[:size])) for size in sizes]
+        distances = [self.distance(each) for each in growing_statistics(features, order, sizes.tolist())]
         line: Any = linregress(1 / sizes, distances)  # its type has no names for its parts
         return Extrapolated(float(line.intercept), float(line.intercept_stderr))
 

@@ -25,6 +25,15 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def check_varied(name: str, images: Tensor) -> None:
+    """UserError where all images [N, C, H, W] are the same one: nothing can be measured on a spread of zero."""
+    if len(images) > 1 and all(torch.equal(image, images[0]) for image in images):
+        low, high = int(images[0].min()), int(images[0].max())
+        what = f"one flat grey of {low}" if low == high else "one picture"
+        remedy = f"all {len(images):,} images are the same ({what}): nothing can be measured on them"
+        raise UserError(name, None, remedy)
+
+
 class TensorImages:
     """An ImageSource over a uint8 tensor [N, C, H, W]."""
 

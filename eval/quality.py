@@ -3,8 +3,9 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.eval.copies import TrainingFeatures
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.interfaces import ImageSource
-from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
+from fewstep.eval.metrics import frechet_distance, inception_score, kernel_distance, precision_recall, statistics
+from fewstep.eval.overlap import each_batch
 from fewstep.eval.protocol import Protocol
-from fewstep.eval.reference import BATCH, Reference
+from fewstep.eval.reference import Reference
 from fewstep.progress import ProgressLine
 
 SCRATCH = ".scratch-"
@@ -33,17 +36,18 @@ def generated(
     is too small for them.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as place, ProgressLine(what, len(source)) as line:
-        count, done, images = len(source), 0, None
+        count, images = len(source), None
         features = _file_tensor(Path(place) / "features", (count, extractor.dim), torch.float32)
-        for start in range(0, count, batch_size):
-            made = source.images(start, start + batch_size)
+
+        def store(start: int, batch: Tensor, of_batch: Tensor) -> None:
+            nonlocal images
             if images is None:
-                images = _file_tensor(Path(place) / "images", (count, *made.shape[1:]), torch.uint8)
-            images[start : start + len(made)] = made
-            for part in made.split(BATCH):
-                features[done : done + len(part)] = extractor(part)
-                done += len(part)
-                line.update(done, f"{done:,} of {count:,}")
+                images = _file_tensor(Path(place) / "images", (count, *batch.shape[1:]), torch.uint8)
+            stop = start + len(batch)
+            images[start:stop], features[start:stop] = batch, of_batch
+            line.update(stop, f"{stop:,} of {count:,}")
+
+        each_batch(source, extractor, batch_size, store)
         assert images is not None
         yield images, features
 
@@ -56,29 +60,43 @@ def _file_tensor(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 
-def judge(
-    features: Tensor,
-    reference: Reference,
-    extrapolation: Extrapolation,
-    floor_fd: float | None,
-    kid_subset_size: int,
-) -> dict[str, float]:
-    """The metrics of one seed block's features [N, D].
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What every seed block is measured against, and how.
 
-    `fd`: Frechet distance. Where the reference has features too: `fd_minus_floor`, `kid`, and `precision` and
-    `recall` in 0..1. Where there are images enough: `fd_infinity`, the distance extrapolated to infinitely many,
-    and `fd_infinity_error`.
+    floor_fd: of `fewstep.eval.floor`, None where there is none. logits: of the extractor. training: features of
+    training images, None where they are not searched.
     """
-    fd = frechet_distance(statistics(features), reference.statistics)
-    metrics = {"fd": fd}
-    if floor_fd is not None:
-        metrics["fd_minus_floor"] = fd - floor_fd
-    if reference.features is not None:
-        metrics["kid"] = kernel_distance(features, reference.features, kid_subset_size)
-        metrics["precision"], metrics["recall"] = precision_recall(features, reference.features)
-    if (limit := extrapolation(features)) is not None:
-        metrics["fd_infinity"], metrics["fd_infinity_error"] = limit.distance, limit.error
-    return metrics
+
+    reference: Reference
+    extrapolation: Extrapolation
+    floor_fd: float | None
+    kid_subset_size: int
+    logits: Callable[[Tensor], Tensor] | None = None
+    training: TrainingFeatures | None = None
+
+    def __call__(self, features: Tensor) -> dict[str, float]:
+        """The metrics of one seed block's features [N, D].
+
+        `fd`: Frechet distance. Where the reference has features too: `fd_minus_floor`, `kid`, and `precision` and
+        `recall` in 0..1. Where there are images enough: `fd_infinity`, the distance extrapolated to infinitely many,
+        and `fd_infinity_error`. Where there are logits: `inception_score`. Where training features are searched:
+        `copies_in_features`, a share in 0..1.
+        """
+        fd = frechet_distance(statistics(features), self.reference.statistics)
+        metrics = {"fd": fd}
+        if self.floor_fd is not None:
+            metrics["fd_minus_floor"] = fd - self.floor_fd
+        if (real := self.reference.features) is not None:
+            metrics["kid"] = kernel_distance(features, real, self.kid_subset_size)
+            metrics["precision"], metrics["recall"] = precision_recall(features, real)
+        if (limit := self.extrapolation(features)) is not None:
+            metrics["fd_infinity"], metrics["fd_infinity_error"] = limit.distance, limit.error
+        if self.logits is not None:
+            metrics["inception_score"] = inception_score(features, self.logits)
+        if self.training is not None:
+            metrics["copies_in_features"] = self.training.nearest(features).share(self.training.threshold)
+        return metrics
 
 
 def add_block(

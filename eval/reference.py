@@ -23,12 +23,15 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.extractors import Extractor, sha256_tensors
 from fewstep.eval.floor import half_distances
+from fewstep.eval.images import TensorImages, check_varied
+from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import Statistics, statistics
+from fewstep.eval.overlap import each_batch
 from fewstep.files import canonical_json, read_json, sha256_json, write_bytes, write_json
 from fewstep.progress import ProgressLine
 
 logger = logging.getLogger("fewstep")
-BATCH = 100  # images at once in the extractor
+BATCH = 200  # images in work at a time
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep" / "references"))
 
 
-def extract(extractor: Extractor, images: Tensor, what: str) -> Tensor:
-    """Features float32 [N, D] of uint8 [N, C, H, W], with a progress bar named `what`."""
-    parts, done = [], 0
-    with ProgressLine(what, len(images)) as line:
-        for batch in images.split(BATCH):
-            parts.append(extractor(batch))
-            done += len(batch)
-            line.update(done, f"{done:,} of {len(images):,}")
-    return torch.cat(parts)
+def extract(extractor: Extractor, source: ImageSource, what: str, batch_size: int = BATCH) -> Tensor:
+    """Features float32 [N, D] of all images of a source, with a progress bar named `what`."""
+    count = len(source)
+    features = torch.empty(count, extractor.dim)
+    with ProgressLine(what, count) as line:
+
+        def store(start: int, batch: Tensor, of_batch: Tensor) -> None:
+            stop = start + len(batch)
+            features[start:stop] = of_batch
+            line.update(stop, f"{stop:,} of {count:,}")
+
+        each_batch(source, extractor, batch_size, store)
+    return features
 
 
 def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extractor) -> Reference:
@@ -76,12 +83,13 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
     """
     if len(images) < 4:
         raise UserError("data.reference_split", len(images), "images are too few to measure against; give 4 or more")
+    check_varied("data.reference_split", images)
     provenance = {**provenance, "count": len(images), "sha256": sha256_images(images)}
     key = sha256_json([provenance["sha256"], extractor.sha256, extractor.resize])[:32]
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
     features = _read(path)
     if features is None:
-        features = extract(extractor, images, f"reference features ({extractor.name})")
+        features = extract(extractor, TensorImages(images), f"reference features ({extractor.name})")
         with _cache_errors(path):
             write_features(path, features, provenance, extractor)
     return Reference(provenance, features, statistics(features))

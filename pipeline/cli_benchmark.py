@@ -22,6 +22,7 @@ KEYS = (
     "eval.seed_blocks",
     "eval.ddpm_seed_blocks",
     "eval.batch_size",
+    "eval.training_features",
     "eval.kid_subset_size",
     "eval.latency_runs",
     "eval.latency_seconds",

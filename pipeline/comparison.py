@@ -10,7 +10,7 @@ from fewstep.eval.reference_file import read_reference
 from fewstep.pipeline.cli_benchmark import Comparison
 from fewstep.pipeline.context import the_device
 from fewstep.pipeline.data import load_data
-from fewstep.pipeline.evaluate import settings_of
+from fewstep.pipeline.evaluate import settings_of, training_features
 from fewstep.pipeline.lock import run_lock
 from fewstep.pipeline.signals import raising_signals
 from fewstep.pipeline.subjects import open_subject
@@ -34,6 +34,9 @@ def compare_subjects(asked: Comparison) -> Path:
         training = None if asked.training is None else load_data(asked.training, asked.training.split).images
         if training is not None and tuple(training.shape[1:]) != shape:
             raise UserError("--training", asked.training, f"holds images {tuple(training.shape[1:])}, not {shape}")
+        searched = None
+        if training is not None and asked.training is not None:
+            searched = training_features(asked.eval, training, asked.training, extractor)
         with run_lock(asked.out):
             say(f"benchmark: {len(subjects)} subjects, {asked.eval.images} images a seed block ({extractor.name})")
             benchmark(
@@ -41,6 +44,7 @@ def compare_subjects(asked: Comparison) -> Path:
                 reference=reference,
                 shown=None,
                 training_images=training,
+                training_features=searched,
                 extractor=extractor,
                 settings=settings_of(asked.eval, {subject.name: identity for subject, identity in opened}),
                 folder=asked.out,

@@ -20,6 +20,7 @@ Prediction = Literal["v_prediction", "epsilon"]
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 ObjectiveName = Literal["cd", "ect"]
 
+FEATURES = {"digits-cnn": 64, "inception": 2048}
 DIGITS_SHAPE = (1, 8, 8)
 _SAMPLER = re.compile(
     r"teacher@(?P<solver>ddpm|ddim|dpmsolver\+\+|unipc|heun):(?P<steps>[1-9]\d{0,5})|student@(?P<few>[1248])"
@@ -207,6 +208,7 @@ class EvalConfig:
         "student@2",
         "student@4",
     )
+    training_features: Annotated[int, "training images whose features are searched for near-copies; 0: none"] = 0
     ddpm_seed_blocks: Annotated[int, "seed blocks of ddpm samplers; 0: timed only"] = 1
     batch_size: Annotated[int, "images per batch when generating and extracting features"] = 250
     kid_subset_size: Annotated[int, "images per KID subset, at most images"]
@@ -220,7 +222,13 @@ class EvalConfig:
             remedy = f"has no effect with eval.extractor = {self.extractor}: leave it out"
             raise UserError("eval.inception_weights", str(self.inception_weights), remedy)
         whole("eval.images", self.images, least=2, most=2**20)
+        if self.images <= (features := FEATURES[self.extractor]):
+            remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
+            raise UserError("eval.images", self.images, f"{remedy}; give {features + 1:,} or more")
         whole("eval.seed_blocks", self.seed_blocks, least=1, most=4096)
+        whole("eval.training_features", self.training_features, least=0)
+        if self.training_features == 1:
+            raise UserError("eval.training_features", 1, "is too few: no image has another one; give 0 or many")
         whole("eval.ddpm_seed_blocks", self.ddpm_seed_blocks, least=0)
         if self.ddpm_seed_blocks > self.seed_blocks:
             remedy = f"must be at most eval.seed_blocks = {self.seed_blocks}"

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
@@ -11,10 +12,10 @@ from fewstep.eval.extractors import Extractor, load_extractor
 from fewstep.eval.reference import Reference, load_reference
 from fewstep.eval.reference_file import read_reference
 from fewstep.eval.timing import Limits
-from fewstep.pipeline.config import EvalConfig
+from fewstep.pipeline.config import DataConfig, EvalConfig
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
-from fewstep.pipeline.samplers import build_sampler, fast_layout
+from fewstep.pipeline.samplers import build_sampler, prepare_to_sample
 from fewstep.progress import say
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
@@ -27,7 +28,7 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     teacher = load_teacher(run.folder / "teacher", run.device)
     student = load_student(run.folder / "student", run.device)
     for network in (teacher.unet, student):
-        fast_layout(network)
+        prepare_to_sample(network)
     samplers = [build_sampler(name, teacher, student) for name in config.samplers]
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
@@ -42,6 +43,7 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
         reference=reference,
         shown=shown,
         training_images=run.data.images,
+        training_features=training_features(config, run.data.images, data, extractor),
         extractor=extractor,
         settings=settings_of(config, dict.fromkeys(config.samplers, identity), mirrored=data.horizontal_flip),
         folder=work,
@@ -61,6 +63,20 @@ def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor
     images = run.data.images if split == data.split else load_data(data, split).images
     say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
     return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), images
+
+
+def training_features(config: EvalConfig, images: Tensor, data: DataConfig, extractor: Extractor) -> Tensor | None:
+    """Features of `eval.training_features` training images, a fixed sample of them; None for 0 of them.
+
+    They come through the cache of references: where these are the reference images, nothing is computed.
+    """
+    if config.training_features == 0:
+        return None
+    if config.training_features < len(images):
+        picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: config.training_features]
+        images = images[picked.sort().values]
+    say(f"  near-copies: the features of {len(images):,} training images, from the cache or computed now")
+    return load_reference(images, {"dataset": dataset_name(data.source), "split": data.split}, extractor).features
 
 
 def settings_of(config: EvalConfig, identities: dict[str, str], *, mirrored: bool = False) -> BenchmarkSettings:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.extractors import Extractor, load_extractor
-from fewstep.eval.images import Generated
+from fewstep.eval.images import Generated, TensorImages
 from fewstep.eval.metrics import frechet_distance, statistics
 from fewstep.eval.reference import extract
 from fewstep.files import sha256_file
@@ -79,15 +80,16 @@ def search_two_step(run: RunContext, model: ConsistencyModel) -> dict[float, flo
     extractor: Extractor = load_extractor(config.eval.extractor, config.eval.inception_weights, run.device)
     count = min(len(run.data.images), 4 * config.student.search_images)
     order = torch.randperm(len(run.data.images), generator=keyed_generator(config.seed, "search"))
-    real = extract(extractor, run.data.images[order[:count]], f"features of {count} training images")
+    real = extract(extractor, TensorImages(run.data.images[order[:count]]), f"features of {count} training images")
     target = statistics(real)
     images = config.student.search_images
     say(f"  searching the two-step noise level: {len(SEARCHED_SIGMAS)} of them, {images} images each")
+    model.register_forward_pre_hook(stop_if_cancelled)
     values = {}
     for sigma in SEARCHED_SIGMAS:
         sampler = student_sampler(model, 2, [model.sigma_max, sigma])
         source = Generated(sampler, SEARCH_SEED, config.student.search_images, config.eval.batch_size)
-        features = extract(extractor, source.images(0, len(source)), f"two steps, sigma {sigma:g}")
+        features = extract(extractor, source, f"two steps, sigma {sigma:g}", config.eval.batch_size)
         values[sigma] = frechet_distance(statistics(features), target)
     return values
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
 from fewstep.pipeline.config import parse_sampler
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
@@ -25,9 +26,10 @@ from fewstep.teachers.solvers import (
 )
 
 
-def fast_layout(network: torch.nn.Module) -> None:
-    """Put a network's weights into channels_last memory, in which convolutions are faster; for sampling only."""
+def prepare_to_sample(network: torch.nn.Module) -> None:
+    """Put a network's weights into channels_last memory, in which convolutions are faster, and let it be cancelled."""
     network.to(memory_format=torch.channels_last)
+    network.register_forward_pre_hook(stop_if_cancelled)
 
 
 class ModelSampler:

@@ -1,5 +1,6 @@
 """A stock diffusers pipeline as a Sampler: unconditional or class-conditional, of any class that makes images."""
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from diffusers.schedulers import (
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
 from fewstep.teachers.stock import quiet
 
@@ -54,10 +56,11 @@ class PipelineSampler:
         networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         self.network_parameters = sum(parameter.numel() for part in networks for parameter in part.parameters())
         self.num_classes = num_classes(pipeline)
-        with counted_calls(denoising_network(name, pipeline)) as calls:
+        network = denoising_network(name, pipeline)
+        network.register_forward_pre_hook(stop_if_cancelled)
+        with counted_calls(network) as calls:
             image = self._call([torch.Generator("cpu").manual_seed(0)], [0])
         self.nfe, self.shape = len(calls), (image.shape[1], image.shape[2], image.shape[3])
-        self.schedule = pipeline.scheduler.timesteps.double().tolist()
         self.label = f"{label}, {self.nfe} evaluations" if steps is None else f"{label}, {steps} steps"
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
@@ -73,8 +76,11 @@ class PipelineSampler:
             arguments["class_labels"] = classes
         if self.steps is not None:
             arguments["num_inference_steps"] = self.steps
+        pipeline = copy.copy(self.pipeline)  # a scheduler holds the state of a call, and calls may overlap
+        pipeline.scheduler = copy.deepcopy(self.pipeline.scheduler)
         with torch.inference_mode():
-            images = self.pipeline(**arguments).images
+            images = pipeline(**arguments).images
+        self.schedule = pipeline.scheduler.timesteps.double().tolist()
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 

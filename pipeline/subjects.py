@@ -26,7 +26,7 @@ from fewstep.eval.reference import sha256_images
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
-from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, fast_layout, student_sampler
+from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, prepare_to_sample, student_sampler
 from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
@@ -111,13 +111,13 @@ def _sampler(
     label = _label(path)
     if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
-        fast_layout(teacher.unet)
+        prepare_to_sample(teacher.unet)
         if steps > teacher.scheduler.config["num_train_timesteps"]:
             raise UserError(text, steps, "are more steps than its schedule has")
         return _named(build_sampler(f"teacher@{solver}:{steps}", teacher, None), text, label)
     if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:
         student = load_student(path, device)
-        fast_layout(student)
+        prepare_to_sample(student)
         return _named(student_sampler(student, steps or 1), text, label)
     with _loading(text), quiet():
         pipeline: Any = DiffusionPipeline.from_pretrained(path, use_safetensors=True).to(device)

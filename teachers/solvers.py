@@ -3,6 +3,7 @@
 `draw` gives one standard normal [B,C,H,W] a call; the deterministic solvers call it once.
 """
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
@@ -97,6 +98,7 @@ def sample_scheduler(
     draw: Draw,
 ) -> Tensor:
     """Run a diffusers scheduler whose timesteps are set; it must be deterministic."""
+    scheduler = copy.deepcopy(scheduler)  # it holds the state of a call, and calls may overlap
     x = draw() * scheduler.init_noise_sigma
     scheduler.set_timesteps(len(scheduler.timesteps))
     for t in scheduler.timesteps:

@@ -68,7 +68,7 @@ TINY = {
     "student.train.log_every": 1,
     "student.refit_steps": 30,
     "student.search_images": 32,
-    "eval.images": 40,
+    "eval.images": 66,
     "eval.batch_size": 40,
     "eval.seed_blocks": 2,
     "eval.kid_subset_size": 20,

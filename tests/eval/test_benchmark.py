@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -62,13 +63,14 @@ def samplers(fail_at=None):
     ]
 
 
-def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor | None = DIGITS):
+def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor | None = DIGITS, **more):
     extractor = load_extractor("digits-cnn", None, "cpu")
     return benchmark(
         made,
         reference=reference or load_reference(DIGITS, {"dataset": "digits", "split": "train"}, extractor),
         shown=DIGITS,
         training_images=training,
+        **more,
         extractor=extractor,
         settings=settings,
         folder=folder,
@@ -186,10 +188,16 @@ def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
         assert all(sampler.calls > 0 for sampler in again)
 
 
-@pytest.mark.parametrize(("change", "key"), [({"kid_subset_size": 81}, "kid_subset_size"), ({"images": 3}, "images")])
-def test_settings_that_do_not_fit_are_refused_before_work(tmp_path, change, key):
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kid_subset_size": 81}, "eval.kid_subset_size: 81"),
+        ({"images": 64}, "eval.images: 64: is too few for the covariance of 64 features; give 65 or more"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_work(tmp_path, change, text):
     made = samplers()
-    with pytest.raises(UserError, match=rf"eval\.{key}"):
+    with pytest.raises(UserError, match=re.escape(text)):
         run(tmp_path, made, dataclasses.replace(SETTINGS, **change))
     assert made[0].calls == 0
     assert list(tmp_path.iterdir()) == []
@@ -249,3 +257,31 @@ def test_speed_is_against_ddpm_and_the_cheapest_solver_within_ten_percent():
 
 def test_slugs_are_file_names():
     assert slug("teacher@dpmsolver++:20") == "teacher_dpmsolver++_20"
+
+
+@pytest.mark.parametrize(("level", "text"), [(0, "one flat grey of 0"), (None, "one picture")])
+def test_images_that_are_all_the_same_are_refused(tmp_path, level, text):
+    one = DIGITS[:1] if level is None else torch.full((1, 1, 8, 8), level, dtype=torch.uint8)
+    stored = StoredImages("a folder", "one image", one.repeat(90, 1, 1, 1))
+    with pytest.raises(UserError, match=rf"a folder: all 90 images are the same \({text}\)"):
+        run(tmp_path, [stored])
+    with pytest.raises(UserError, match="all 90 images are the same"):
+        load_reference(stored.block(0, 90).tensor, {}, load_extractor("digits-cnn", None, "cpu"))
+
+
+def test_a_sampler_that_always_makes_the_same_image_is_refused_by_name(tmp_path):
+    class Collapsed(Painter):
+        def sample(self, noise, labels=None):
+            return torch.zeros(len(noise.generators), 1, 8, 8)
+
+    with pytest.raises(UserError, match=r"student@1: all 80 images are the same \(one flat grey of 128\)"):
+        run(tmp_path, [Collapsed("student@1", 1, 0.0)])
+
+
+def test_near_copies_are_searched_in_features_where_they_are_given(tmp_path):
+    extractor = load_extractor("digits-cnn", None, "cpu")
+    value = run(tmp_path, samplers()[2:], training_features=extractor(DIGITS))
+    assert value["copies"]["in_features"]["threshold"] > 0
+    metrics = json.loads((tmp_path / "samplers" / "student_1.json").read_text())["quality"]["metrics"]
+    assert 0 <= metrics["copies_in_features"]["mean"] <= 1
+    assert "inception_score" not in metrics  # the digits' network gives no logits

@@ -82,8 +82,8 @@ def test_a_copied_training_set_is_seen_by_the_near_copies_alone(halves, measured
     )
     copied = noisy.to(torch.uint8)
     assert measure(copied)["fd"] < 1.5 * level  # by distance it is as good as real images
-    assert training.share(training.nearest(copied)) == 1.0
-    assert training.share(training.nearest(halves[1])) < 0.05
+    assert training.nearest(copied).share(training.threshold) == 1.0
+    assert training.nearest(halves[1]).share(training.threshold) < 0.05
 
 
 def test_another_reference_split_is_another_protocol(halves, extractor):

@@ -8,8 +8,9 @@ import torch_fidelity
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fewstep.eval.extractors import load_extractor
+from fewstep.eval.images import TensorImages
 from fewstep.eval.inception import read_inception_weights
-from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
+from fewstep.eval.metrics import frechet_distance, inception_score, kernel_distance, precision_recall, statistics
 from fewstep.eval.reference import extract
 from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data import load_data
@@ -35,30 +36,34 @@ class Images(torch.utils.data.Dataset):
 
 @pytest.fixture(scope="module")
 def halves(data_dir):
-    """Two disjoint parts of 600 test images of CIFAR-10."""
+    """Two disjoint parts of 400 test images of CIFAR-10."""
     images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
-    return images[:600], images[600:1200]
+    return images[:400], images[400:800]
 
 
 @pytest.fixture(scope="module")
 def weights(data_dir, tmp_path_factory):
-    """The weights as the .pth that torch-fidelity opens."""
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(read_inception_weights(data_dir / WEIGHTS), path)
+    """The weights as the .pth that torch-fidelity opens, with random logits: the file in use has none."""
+    path, tensors = tmp_path_factory.mktemp("weights") / "inception.pth", read_inception_weights(data_dir / WEIGHTS)
+    tensors["fc.weight"] = 0.1 * torch.randn(tensors["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
+    torch.save(tensors, path)
     return path
 
 
 def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_dir):
-    extractor = load_extractor("inception", data_dir / WEIGHTS, "cpu")
-    ours = [extract(extractor, images, "features") for images in halves]
+    extractor = load_extractor("inception", weights, "cpu")
+    assert extractor.sha256 == load_extractor("inception", data_dir / WEIGHTS, "cpu").sha256
+    ours = [extract(extractor, TensorImages(images), "features") for images in halves]
     theirs = torch_fidelity.calculate_metrics(
         input1=Images(halves[0]),
         input2=Images(halves[1]),
         cuda=False,
+        feature_extractor="inception-v3-compat",  # precision and recall would take another one
+        isc=True,
         fid=True,
         kid=True,
         prc=True,
-        kid_subset_size=300,
+        kid_subset_size=200,
         feature_extractor_weights_path=str(weights),
         save_cpu_ram=True,
         verbose=False,
@@ -68,7 +73,10 @@ def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_d
     assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
         theirs["frechet_inception_distance"], rel=1e-4
     )
-    assert kernel_distance(a, b, 300) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert kernel_distance(a, b, 200) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert extractor.logits is not None
+    assert inception_score(a, extractor.logits) == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    assert theirs["inception_score_mean"] > 2
     assert precision == pytest.approx(theirs["precision"], rel=1e-4)
     assert recall == pytest.approx(theirs["recall"], rel=1e-4)
     assert abs(frechet_distance(statistics(a), statistics(a))) < 1e-3

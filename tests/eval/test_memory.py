@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.metrics import statistics
-from fewstep.eval.quality import generated, judge
+from fewstep.eval.quality import Judge, generated
 from fewstep.eval.reference import Reference
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -44,10 +44,12 @@ torch.set_grad_enabled(False)
 extractor = Projection()
 real = extractor(torch.randint(0, 256, (3000, 3, 8, 8), generator=torch.Generator().manual_seed(7), dtype=torch.uint8))
 reference = Reference({}, real, statistics(real))
-extrapolation = Extrapolation(reference.statistics)
+judge = Judge(
+    reference=reference, extrapolation=Extrapolation(reference.statistics), floor_fd=0.0, kid_subset_size=1000
+)
 threading.Thread(target=watch, daemon=True).start()
 with generated(Source(), extractor, 500, folder, "") as (images, features):
-    print(judge(features, reference, extrapolation, 0.0, 1000), file=sys.stderr)
+    print(judge(features), file=sys.stderr)
 print(peak)
 """
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -34,6 +35,15 @@ def test_statistics_are_those_of_numpy_in_float64_far_from_the_origin(monkeypatc
     found, x = metrics.statistics(features), features.double().numpy()
     np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), atol=1e-9)
+
+
+def test_growing_statistics_are_those_of_each_part_of_the_rows(monkeypatch):
+    monkeypatch.setattr(metrics, "PART", 64)
+    features, order = normal(500, 16, 2, mean=30.0), torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    for size, found in zip((2, 130, 500), metrics.growing_statistics(features, order, [2, 130, 500]), strict=True):
+        x = features[order[:size]].double().numpy()
+        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), atol=1e-10)
 
 
 def test_statistics_of_one_image_are_refused():
@@ -89,3 +99,10 @@ def test_floor_predicts_the_distance_of_fresh_samples_from_the_same_distribution
 def test_halves_smaller_than_a_kid_subset_give_no_kid():
     assert half_distances(normal(100, 4, 11), 51)["kid"] is None
     assert half_distances(normal(100, 4, 11), 50)["kid"] is not None
+
+
+def test_inception_score_is_torch_fidelity_s_on_the_same_logits():
+    features, weight = normal(230, 16, 1), normal(16, 12, 2)
+    reference = isc_features_to_metric(features @ weight)["inception_score_mean"]
+    assert metrics.inception_score(features, lambda part: part @ weight) == pytest.approx(reference, rel=1e-6)
+    assert reference > 1.5

@@ -12,7 +12,7 @@ from fewstep.eval.extractors import load_extractor
 from fewstep.pipeline.cli import main
 
 pytestmark = pytest.mark.timeout(600)
-SMALL = "--eval.images 40 --eval.seed_blocks 2 --eval.kid_subset_size 20 --eval.latency_runs 3"
+SMALL = "--eval.images 66 --eval.seed_blocks 2 --eval.kid_subset_size 20 --eval.latency_runs 3"
 SMALL = [*SMALL.split(), "--eval.latency_seconds", "0.2", "--eval.throughput_batch_sizes", "[16]"]
 
 
