@@ -165,7 +165,7 @@ class _Run:
         self.judge = Judge(
             reference=reference,
             extrapolation=Extrapolation(reference.statistics),
-            floor_fd=self.floor and self.floor["fd"],
+            floor_fd=None if self.floor is None else self.floor["fd"],
             kid_subset_size=settings.kid_subset_size,
             logits=extractor.logits,
             training=training_features,

@@ -21,7 +21,7 @@ class Counting:
     def __init__(self):
         self.inner, self.seen = load_extractor("digits-cnn", None, "cpu"), 0
         self.name, self.sha256, self.resize = self.inner.name, self.inner.sha256, self.inner.resize
-        self.to_json = self.inner.to_json
+        self.dim, self.device, self.to_json = self.inner.dim, self.inner.device, self.inner.to_json
 
     def __call__(self, images):
         self.seen += len(images)

@@ -26,8 +26,8 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Ninety real digits as an .npz, and the same in negative as a folder of PNG files."""
-    folder, images = tmp_path_factory.mktemp("stored"), digits()[0][:90]
+    """140 real digits as an .npz, and the same in negative as a folder of PNG files."""
+    folder, images = tmp_path_factory.mktemp("stored"), digits()[0][:140]
     np.savez(folder / "real.npz", images.permute(0, 2, 3, 1).numpy())
     (folder / "negative").mkdir()
     for index, image in enumerate(images):
@@ -123,7 +123,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["benchmark", "nowhere"], "eval.reference: is required: fewstep reference SOURCE -o FILE makes one"),
     (["benchmark", "{real}", "--eval.reference", "none.npz"], "eval.reference: 'none.npz': no such file"),
     (["benchmark", "{real}", "{real}", "--eval.reference", "{ref}"], "stands there twice"),
-    (["benchmark", "{real}", "--eval.reference", "{ref}"], "eval.images: 5000: {real} holds only 90 images"),
+    (["benchmark", "{real}", "--eval.reference", "{ref}"], "eval.images: 5000: {real} holds only 140 images"),
     (["benchmark", "{real}", "--eval.reference", "{ref}", "--seed", "1"], "seed: 1: has no effect on a benchmark"),
     (
         ["benchmark", "{real}", "--eval.reference", "{ref}", "--eval.extractor", "inception"],

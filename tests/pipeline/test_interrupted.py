@@ -60,9 +60,9 @@ def test_evaluation_stops_at_once_and_measures_only_the_rest_later(
     shutil.copytree(tiny_run, tmp_path / "digits")
     shutil.rmtree(tmp_path / "digits" / "eval")
     arguments, judged = ["benchmark", *tiny(tmp_path)], []
-    from fewstep.eval import benchmark
+    from fewstep.eval.quality import Judge
 
-    judge = benchmark.judge
+    judge = Judge.__call__
 
     def interrupted(*given):
         judged.append(1)
@@ -70,7 +70,7 @@ def test_evaluation_stops_at_once_and_measures_only_the_rest_later(
             os.kill(os.getpid(), number)
         return judge(*given)
 
-    monkeypatch.setattr(benchmark, "judge", interrupted)
+    monkeypatch.setattr(Judge, "__call__", interrupted)
     if left is None:
         assert main(arguments) == code
     else:
