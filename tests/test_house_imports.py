@@ -151,7 +151,7 @@ def test_files_stay_short(root: Path) -> None:
 def test_every_library_imported_is_a_declared_dependency(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    required = [*project["dependencies"], *extras["tensorboard"], *extras["export"]]
+    required = [*project["dependencies"], *extras["tensorboard"], *extras["export"], *extras["dinov2"]]
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in required}
     imported = {name.split(".")[0] for tree in sources(root).values() for _, name in imports(tree)}
     libraries = imported - {"fewstep", *sys.stdlib_module_names}

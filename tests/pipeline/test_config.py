@@ -110,8 +110,9 @@ def test_the_hash_depends_on_values_and_not_on_how_they_were_given():
         ("student.doublings", "31", "at most 30"),
         ("student.refit_steps", "-1", "at least 0"),
         ("student.search_images", "1", "at least 2"),
-        ("eval.extractor", "dinov2", "digits-cnn, inception"),
+        ("eval.extractor", "vgg", "digits-cnn, inception, dinov2"),
         ("eval.inception_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
+        ("eval.dinov2_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
         ("eval.images", "1", "at least 2"),
         ("eval.images", "1048577", "at most"),
         ("eval.seed_blocks", "0", "at least 1"),
@@ -137,6 +138,15 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
     assert str(caught.value).startswith(f"{key}: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_weights_file_is_that_of_the_extractor():
+    given = load_config("cifar10", {"eval.extractor": "dinov2", "eval.dinov2_weights": "d.pth"}).eval
+    assert given.extractor_weights == Path("d.pth")
+    assert load_config("cifar10", {"eval.inception_weights": "i.pth"}).eval.extractor_weights == Path("i.pth")
+    assert load_config("cifar10").eval.extractor_weights is None
+    with pytest.raises(UserError, match=r"^eval\.inception_weights: 'i\.pth': has no effect .* = dinov2: leave it out"):
+        load_config("cifar10", {"eval.extractor": "dinov2", "eval.inception_weights": "i.pth"})
 
 
 def test_the_digits_extractor_is_refused_for_other_images():
