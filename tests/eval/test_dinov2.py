@@ -1,11 +1,14 @@
 """DINOv2: the features of the published network, restated here without timm, from weights under its names."""
 
+import json
 import sys
 from dataclasses import replace
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
@@ -13,6 +16,7 @@ from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from fewstep.errors import UserError
 from fewstep.eval import dinov2
 from fewstep.eval.extractors import check_extractor, load_extractor
+from fewstep.pipeline.cli import main
 
 SMALL = {"patch_size": 14, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
@@ -191,6 +195,30 @@ def test_a_download_of_another_file_is_refused_by_its_hash(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"^eval\.dinov2_weights: .* could not be fetched from file:.*invalid hash"):
         check_extractor("dinov2", None, (3, 32, 32))
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
+
+
+def test_reference_and_benchmark_from_the_command_line(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    save_file(small, tmp_path / "weights.safetensors")
+    real, other = blotches(80, (8, 8)).permute(0, 2, 3, 1).numpy().reshape(2, 40, 8, 8, 3)
+    (tmp_path / "real").mkdir()
+    for index, image in enumerate(real):
+        Image.fromarray(image).save(tmp_path / "real" / f"{index:03d}.png")
+    np.savez(tmp_path / "other.npz", other // 4)
+    weights = ["--eval.dinov2_weights", str(tmp_path / "weights.safetensors")]
+    file, out = str(tmp_path / "ref.safetensors"), tmp_path / "table"
+    source = f"imagefolder:{tmp_path / 'real'}"
+    assert main(["reference", source, "-o", file, "--eval.extractor", "dinov2", *weights]) == 0
+    subjects = [str(tmp_path / "real"), str(tmp_path / "other.npz")]
+    small_counts = ["--eval.images", "40", "--eval.kid_subset_size", "20"]
+    assert main(["benchmark", *subjects, "--eval.reference", file, "-o", str(out), *weights, *small_counts]) == 0
+    value = json.loads((out / "results.json").read_text())
+    assert value["benchmark"]["metric_name"] == "FD-DINOv2"
+    assert value["benchmark"]["protocol"]["extractor"]["name"] == "dinov2"  # as the reference says
+    same, different = (sampler["quality"]["metrics"]["fd"]["mean"] for sampler in value["samplers"])
+    assert same == pytest.approx(0, abs=1e-3)
+    assert different > 0.1
+    assert "FD-DINOv2" in (out / "results.md").read_text()
 
 
 def test_without_timm_one_line_says_how_to_get_it(tmp_path, monkeypatch):
