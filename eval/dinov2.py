@@ -2,7 +2,8 @@
 
 Stein et al. 2023, "Exposing flaws of generative model evaluation metrics and their unfair treatment of diffusion
 models": the feature is the normalised class token. The network is timm's, an extra; the weights and the resize of the
-positional embedding are those of facebookresearch/dinov2, and images are prepared as torch-fidelity's wrapper does.
+positional embedding are those of facebookresearch/dinov2, and images are prepared as torch-fidelity's wrapper does
+(the paper's own code resizes them bicubically).
 """
 
 from collections.abc import Callable
