@@ -24,7 +24,7 @@ from fewstep.eval.weights_file import PublishedWeights
 ARCHITECTURE: dict[str, Any] = {"patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16}
 SIDE, PUBLISHED_SIDE = 224, 518  # pixels: of the images judged, and of those that the published positions belong to
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, of values 0..255
-CPU_BATCH = 8  # images together on a processor: more only take more memory
+CPU_BATCH = 8  # images together on a processor: bounds the memory
 WEIGHTS = PublishedWeights(
     key="eval.dinov2_weights",
     network="DINOv2's ViT-L/14",
