@@ -117,7 +117,7 @@ def benchmark(
     value = {
         "format": 1,
         "protocol": run.protocol.to_json(),
-        "metric_name": "FID" if extractor.name == "inception" else f"FD ({extractor.name})",
+        "metric_name": extractor.metric_name,
         "extractor": {**extractor.to_json(), "dim": extractor.dim},
         "reference": reference.provenance,
         "floor": run.floor,

@@ -1,7 +1,8 @@
 """Feature extractors: uint8 images in, float32 features out.
 
-`inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `digits-cnn` our own
-small classifier for the 8x8 digits, whose weights ship with the package.
+`inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `dinov2` DINOv2's ViT-L/14
+(its class token, 1024 values), `digits-cnn` our own small classifier for the 8x8 digits, whose weights ship with the
+package.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.digits_cnn import FEATURES, DigitsCNN
+from fewstep.eval.dinov2 import ARCHITECTURE, dinov2_network, load_dinov2_weights
 from fewstep.eval.inception import inception_logits, inception_network, inception_weights, read_inception_weights
 
-EXTRACTORS = ("digits-cnn", "inception")
+EXTRACTORS = ("digits-cnn", "inception", "dinov2")
+METRIC_NAMES = {"inception": "FID", "dinov2": "FD-DINOv2"}  # of the Frechet distance; another extractor's: FD (name)
 DIGITS_CNN_WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors"
 
 
@@ -51,6 +54,11 @@ class Extractor:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a GPU's features equal a processor's
             return self.network(images.to(self.device)).cpu()
 
+    @property
+    def metric_name(self) -> str:
+        """What the Frechet distance of its features is called."""
+        return METRIC_NAMES.get(self.name, f"FD ({self.name})")
+
     def to_json(self) -> dict[str, str]:
         """The part of the protocol that is the extractor's."""
         return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
@@ -66,23 +74,25 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 def check_extractor(name: str, weights: Path | None, shape: tuple[int, ...]) -> None:
     """What can be known before hours of training: name, image shape, the weights' names and shapes.
 
-    With no path given, Inception's weights are fetched here: a machine without a network says so first.
-    UserError: see `load_extractor`.
+    `weights` is a file for the extractor of that name. With none given, Inception's and DINOv2's are fetched here: a
+    machine without a network says so first. UserError: see `load_extractor`.
     """
     if name not in EXTRACTORS:
         raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
-    if name != "inception" and weights is not None:
+    if name == "digits-cnn" and weights is not None:
         raise UserError("eval.inception_weights", str(weights), f"is not used by eval.extractor={name}; leave it out")
     check_shape(name, shape)
     if name == "inception":
         read_inception_weights(inception_weights(weights))
+    elif name == "dinov2":
+        load_dinov2_weights(weights)
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device | str) -> Extractor:
     """The named extractor, ready on a device.
 
-    `weights`: a file with Inception's weights (.safetensors or .pth), None for torch-fidelity's download.
-    UserError: an unknown name; a file that is missing, unreadable, or has other tensors than Inception.
+    `weights`: a file with the weights of Inception or DINOv2 (.safetensors or .pth), None for the published ones.
+    UserError: an unknown name; a file that is missing, unreadable, or has other tensors than the network; no timm.
     """
     device = torch.device(device)
     if name == "digits-cnn":
@@ -98,6 +108,17 @@ def load_extractor(name: str, weights: Path | None, device: torch.device | str) 
             device=device,
             network=inception_network(tensors, device),
             logits=inception_logits(tensors),
+        )
+    if name == "dinov2":
+        tensors = load_dinov2_weights(weights)
+        return Extractor(
+            name=name,
+            sha256=sha256_tensors(tensors),
+            resize="bilinear to 224x224 as TensorFlow 1 does it (torch-fidelity)",
+            dim=ARCHITECTURE["embed_dim"],
+            channels=3,
+            device=device,
+            network=dinov2_network(tensors, device),
         )
     raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
 

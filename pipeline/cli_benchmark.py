@@ -18,6 +18,7 @@ KEYS = (
     "eval.reference",
     "eval.extractor",
     "eval.inception_weights",
+    "eval.dinov2_weights",
     "eval.images",
     "eval.seed_blocks",
     "eval.ddpm_seed_blocks",

@@ -43,9 +43,9 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
     if print_only:
         print(config_yaml(config), end="")
         return None
-    weights = config.eval.inception_weights
+    weights = config.eval.extractor_weights
     if weights is not None and not weights.expanduser().is_file():
-        raise UserError("eval.inception_weights", str(weights), "no such file")
+        raise UserError(f"eval.{config.eval.extractor}_weights", str(weights), "no such file")
     return config
 
 

@@ -8,13 +8,15 @@ from fewstep.errors import UserError
 from fewstep.pipeline.cli_config import key_help, overrides
 from fewstep.pipeline.cli_parser import Parser, check_parent
 from fewstep.pipeline.config import DIGITS_SHAPE, DataConfig
+from fewstep.pipeline.config_checks import weights_of
 
 KEYS = ("data.split", "data.image_column", "data.image_size", "data.channels")
-ALL_KEYS = (*KEYS, "eval.extractor", "eval.inception_weights")
+ALL_KEYS = (*KEYS, "eval.extractor", "eval.inception_weights", "eval.dinov2_weights")
 _DESCRIPTION = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
 
 SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
-the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn."""
+the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn, unless
+--eval.extractor names another."""
 
 
 def reference(argv: Sequence[str]) -> None:
@@ -38,7 +40,8 @@ def reference(argv: Sequence[str]) -> None:
     check_parent(given.out)
     data = DataConfig(source=given.source, **{key.removeprefix("data."): values[key] for key in KEYS if key in values})
     default = "digits-cnn" if data.source == "digits" and data.image_size in (None, DIGITS_SHAPE[1]) else "inception"
-    extractor, weights = values.get("eval.extractor", default), values.get("eval.inception_weights")
+    extractor = values.get("eval.extractor", default)
+    weights = weights_of(extractor, {name: values.get(f"eval.{name}_weights") for name in ("inception", "dinov2")})
     from fewstep.pipeline.make_reference import make_reference
 
     make_reference(data, extractor, weights, given.out)

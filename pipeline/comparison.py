@@ -29,7 +29,7 @@ def compare_subjects(asked: Comparison) -> Path:
         subjects = [subject for subject, _ in opened]
         shape = _common_shape(subjects)
         check_shape(asked.eval.extractor, shape)
-        extractor = load_extractor(asked.eval.extractor, asked.eval.inception_weights, device)
+        extractor = load_extractor(asked.eval.extractor, asked.eval.extractor_weights, device)
         reference = read_reference(asked.reference, extractor)
         training = None if asked.training is None else load_data(asked.training, asked.training.split).images
         if training is not None and tuple(training.shape[1:]) != shape:

@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from fewstep.errors import UserError
 from fewstep.files import sha256_json
-from fewstep.pipeline.config_checks import choice, distinct, entries, flag, number, section, whole
+from fewstep.pipeline.config_checks import choice, distinct, entries, flag, number, section, weights_of, whole
 
-Extractor = Literal["digits-cnn", "inception"]
+Extractor = Literal["digits-cnn", "inception", "dinov2"]
 Decay = Literal["constant", "cosine", "linear"]
 Precision = Literal["fp32", "bf16"]
 Prediction = Literal["v_prediction", "epsilon"]
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 ObjectiveName = Literal["cd", "ect"]
 
-FEATURES = {"digits-cnn": 64, "inception": 2048}
+FEATURES = {"digits-cnn": 64, "inception": 2048, "dinov2": 1024}
 DIGITS_SHAPE = (1, 8, 8)
 _SAMPLER = re.compile(
     r"teacher@(?P<solver>ddpm|ddim|dpmsolver\+\+|unipc|heun):(?P<steps>[1-9]\d{0,5})|student@(?P<few>[1248])"
@@ -191,18 +191,22 @@ class StudentConfig:
 class EvalConfig:
     """How quality and speed are measured."""
 
-    extractor: Annotated[Extractor, "features: digits-cnn (shipped, 8x8 grey only) or inception (FID)"]
+    extractor: Annotated[Extractor, "digits-cnn (shipped, 8x8 grey only), inception (FID) or dinov2 (FD-DINOv2)"]
     inception_weights: Annotated[Path | None, "file of the Inception weights; null: downloaded by torch-fidelity"] = (
         None
     )
+    dinov2_weights: Annotated[Path | None, "file of the DINOv2 ViT-L/14 weights; null: downloaded from Meta"] = None
     reference: Annotated[Path | None, "file of `fewstep reference`, or others' mu and sigma; null: none"] = None
     images: Annotated[int, "generated images per seed block"]
     seed_blocks: Annotated[int, "seed blocks; their spread is the error bar"] = 3
     samplers: Annotated[tuple[str, ...], _SAMPLER_FORM.removeprefix("must be ")] = (
         "teacher@ddpm:1000",
         "teacher@ddim:50",
+        "teacher@ddim:20",
         "teacher@ddim:10",
         "teacher@dpmsolver++:20",
+        "teacher@dpmsolver++:10",
+        "teacher@unipc:10",
         "teacher@heun:18",
         "student@1",
         "student@2",
@@ -218,9 +222,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         choice("eval.extractor", self.extractor, get_args(Extractor))
-        if self.extractor != "inception" and self.inception_weights is not None:
-            remedy = f"has no effect with eval.extractor = {self.extractor}: leave it out"
-            raise UserError("eval.inception_weights", str(self.inception_weights), remedy)
+        _ = self.extractor_weights  # refuses a file of another extractor
         whole("eval.images", self.images, least=2, most=2**20)
         if self.images <= (features := FEATURES[self.extractor]):
             remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
@@ -249,6 +251,11 @@ class EvalConfig:
         for size in self.throughput_batch_sizes:
             whole("eval.throughput_batch_sizes", size, least=1)
         distinct("eval.throughput_batch_sizes", self.throughput_batch_sizes)
+
+    @property
+    def extractor_weights(self) -> Path | None:
+        """The file given for the extractor in use; None: its published or shipped weights."""
+        return weights_of(self.extractor, {"inception": self.inception_weights, "dinov2": self.dinov2_weights})
 
 
 @dataclass(frozen=True, kw_only=True)

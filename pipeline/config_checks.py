@@ -1,7 +1,8 @@
 """Checks of single configuration values: each raises UserError naming the dotted key, value and remedy."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fewstep.errors import UserError
@@ -69,3 +70,12 @@ def section(where: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise UserError(where, value, f"must be a {kind.__name__}")
     return value
+
+
+def weights_of(extractor: str, files: Mapping[str, Path | None]) -> Path | None:
+    """The weights file of an extractor, from {extractor: file or None}; none may be given for another extractor."""
+    for name, path in files.items():
+        if path is not None and name != extractor:
+            remedy = f"has no effect with eval.extractor = {extractor}: leave it out"
+            raise UserError(f"eval.{name}_weights", str(path), remedy)
+    return files.get(extractor)

@@ -24,7 +24,7 @@ from fewstep.teachers.load import load_teacher
 def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
     config, data = run.config.eval, run.config.data
-    extractor = load_extractor(config.extractor, config.inception_weights, run.device)
+    extractor = load_extractor(config.extractor, config.extractor_weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
     student = load_student(run.folder / "student", run.device)
     for network in (teacher.unet, student):

@@ -77,7 +77,7 @@ def search_two_step(run: RunContext, model: ConsistencyModel) -> dict[float, flo
     It is taken to training images, never to a held-out reference: choosing on what one is judged by flatters.
     """
     config = run.config
-    extractor: Extractor = load_extractor(config.eval.extractor, config.eval.inception_weights, run.device)
+    extractor: Extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, run.device)
     count = min(len(run.data.images), 4 * config.student.search_images)
     order = torch.randperm(len(run.data.images), generator=keyed_generator(config.seed, "search"))
     real = extract(extractor, TensorImages(run.data.images[order[:count]]), f"features of {count} training images")

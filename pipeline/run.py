@@ -78,9 +78,9 @@ class Run(RunContext):
             raise UserError("teacher.prediction", config.teacher.prediction, remedy)
         if not (self.folder / "eval" / MANIFEST).exists():
             shape = tuple(self.data_facts["shape"])
-            check_extractor(config.eval.extractor, config.eval.inception_weights, shape)
+            check_extractor(config.eval.extractor, config.eval.extractor_weights, shape)
             if config.eval.reference is not None:
-                extractor = load_extractor(config.eval.extractor, config.eval.inception_weights, self.device)
+                extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, self.device)
                 read_reference(config.eval.reference.expanduser(), extractor)
 
     def write_config(self) -> None:
@@ -114,7 +114,7 @@ class Run(RunContext):
     def evaluate(self) -> None:
         """Measure teacher and student into eval/."""
         section = self.config.to_dict()["eval"]
-        section.pop("inception_weights")
+        del section["inception_weights"], section["dinov2_weights"]  # where they are, not what they are
         if (file := self.config.eval.reference) is not None:
             section["reference"] = sha256_file(file.expanduser())
         inputs = {

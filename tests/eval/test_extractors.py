@@ -1,5 +1,6 @@
 """Extractors: the shipped digits-cnn, Inception's weights from a user's file, what is refused."""
 
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -127,6 +128,12 @@ def test_a_cached_download_is_used_without_the_net(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / name).touch()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert inception.inception_weights(None) == tmp_path / "checkpoints" / name
+
+
+def test_a_weights_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert inception.inception_weights(Path("~/weights.pth")) == tmp_path / "weights.pth"
 
 
 @pytest.mark.data

@@ -87,6 +87,10 @@ FAULTS = [
         ["benchmark", "mnist", "--eval.inception_weights", "no.pth"],
         "eval.inception_weights: 'no.pth': no such file",
     ),
+    (
+        ["run", "mnist", "--eval.extractor", "dinov2", "--eval.dinov2_weights", "no.pth"],
+        "eval.dinov2_weights: 'no.pth': no such file",
+    ),
     (["sample"], "fewstep sample: the following arguments are required: RUN, -o/--out"),
     (["sample", "nowhere", "-o", "x"], "nowhere: no such run folder"),
     (["sample", ".", "-o", "x", "--num", "0"], "--num: '0': must be a whole number, at least 1"),

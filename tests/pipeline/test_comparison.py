@@ -118,6 +118,14 @@ FAULTS: list[tuple[list[str], str]] = [
         ["reference", "digits", "-o", "r.safetensors", "--eval.images", "3"],
         "eval.images: 3: has no effect on a reference",
     ),
+    (
+        ["reference", "digits", "-o", "r.safetensors", "--eval.extractor", "dinov2", "--eval.inception_weights", "i"],
+        "eval.inception_weights: 'i': has no effect with eval.extractor = dinov2: leave it out",
+    ),
+    (
+        ["reference", "digits", "-o", "r.safetensors", "--eval.extractor", "dinov2"],
+        "eval.dinov2_weights: DINOv2's weights dinov2_vitl14_pretrain.pth are not in",
+    ),
     (["reference", "digits"], "fewstep reference: the following arguments are required: -o/--out"),
     (["benchmark", "nowhere", "--eval.reference", "{ref}"], "nowhere: no such folder or file"),
     (["benchmark", "nowhere"], "eval.reference: is required: fewstep reference SOURCE -o FILE makes one"),

@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.pipeline.config import DataConfig, EvalConfig, config_hash, parse_sampler
+from fewstep.pipeline.config import FEATURES, DataConfig, EvalConfig, Extractor, config_hash, parse_sampler
 from fewstep.pipeline.config_file import config_from_dict, config_keys, load_config, preset_names
 
 
@@ -110,8 +111,9 @@ def test_the_hash_depends_on_values_and_not_on_how_they_were_given():
         ("student.doublings", "31", "at most 30"),
         ("student.refit_steps", "-1", "at least 0"),
         ("student.search_images", "1", "at least 2"),
-        ("eval.extractor", "dinov2", "digits-cnn, inception"),
+        ("eval.extractor", "vgg", "digits-cnn, inception, dinov2"),
         ("eval.inception_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
+        ("eval.dinov2_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
         ("eval.images", "1", "at least 2"),
         ("eval.images", "1048577", "at most"),
         ("eval.seed_blocks", "0", "at least 1"),
@@ -137,6 +139,15 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
     assert str(caught.value).startswith(f"{key}: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_weights_file_is_that_of_the_extractor():
+    given = load_config("cifar10", {"eval.extractor": "dinov2", "eval.dinov2_weights": "d.pth"}).eval
+    assert given.extractor_weights == Path("d.pth")
+    assert load_config("cifar10", {"eval.inception_weights": "i.pth"}).eval.extractor_weights == Path("i.pth")
+    assert load_config("cifar10").eval.extractor_weights is None
+    with pytest.raises(UserError, match=r"^eval\.inception_weights: 'i\.pth': has no effect .* = dinov2: leave it out"):
+        load_config("cifar10", {"eval.extractor": "dinov2", "eval.inception_weights": "i.pth"})
 
 
 def test_the_digits_extractor_is_refused_for_other_images():
@@ -174,3 +185,19 @@ def test_configuration_and_command_line_load_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_extractors_have_the_number_of_features_that_seed_blocks_are_checked_against():
+    from fewstep.eval.digits_cnn import FEATURES as OF_DIGITS
+    from fewstep.eval.dinov2 import ARCHITECTURE
+
+    assert {"digits-cnn": OF_DIGITS, "inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]} == FEATURES
+    assert set(get_args(Extractor)) == set(FEATURES)
+
+
+@pytest.mark.parametrize(("extractor", "images"), [("inception", 2048), ("dinov2", 1024)])
+def test_a_seed_block_smaller_than_its_covariance_is_refused_before_any_work(extractor, images):
+    section = {"extractor": extractor, "kid_subset_size": 2, "throughput_batch_sizes": (1,)}
+    with pytest.raises(UserError, match=rf"eval\.images: {images}: is too few .* give {images + 1:,} or more"):
+        EvalConfig(images=images, **section)
+    assert EvalConfig(images=images + 1, **section).images == images + 1
