@@ -186,6 +186,7 @@ class _Run:
             "quality": None,
             "quality_left_out": None if self.settings.blocks(subject) else left_out,
             "timing": None,
+            "cold_start": None,
         }
 
     def quality(self, subject: Subject) -> None:

@@ -212,13 +212,14 @@ def _throughput(clocks: list[Clock], device: torch.device, limits: Limits, keyed
 def _timed(sampler: Sampler, noise: Noise, device: torch.device) -> tuple[float, Tensor]:
     """Seconds of one run and its images."""
     labels = labels_for(sampler, 0, len(noise.generators))
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     x = sampler.sample(noise, labels)
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start, x
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -77,7 +77,7 @@ def read_program(name: str, path: Path, device: torch.device) -> tuple[ExportedP
     try:
         with ZipFile(path) as archive:
             archive_bytes, shape = _Archive(name, archive, device).rewritten()
-    except (BadZipFile, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (BadZipFile, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(name, None, f"cannot be read as a torch.export program ({first_line(error)})") from None
