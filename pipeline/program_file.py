@@ -52,7 +52,9 @@ STRINGS = {  # the keys under which a program has text, and the text that may st
     "tensor_constant_name": _PLACE,
     "path_name": re.compile(r"(?:weight|tensor)_\d{1,7}", re.ASCII),
     "expr_str": _EXPRESSION,
-    "as_string": re.compile(r"none|tanh|floor|trunc|constant|reflect|replicate|circular|ij|xy|cpu|cuda"),
+    "as_string": re.compile(
+        r"none|tanh|floor|trunc|constant|reflect|replicate|circular|ij|xy|cpu|cuda|[A-Za-z, ]+->[A-Za-z ]*"
+    ),
     "as_float": re.compile(r"-?Infinity|NaN"),
     "verifiers": re.compile(r"[A-Z]{0,20}"),
 }

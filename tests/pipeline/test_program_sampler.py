@@ -131,6 +131,16 @@ def test_a_region_without_gradients_is_run(tmp_path):
     torch.testing.assert_close(sampled, torch.tanh(noise * 2))
 
 
+def test_a_constant_tensor_and_the_text_of_a_product_are_read(tmp_path):
+    def function(noise):
+        return torch.einsum("bchw,wv->bchv", noise, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+
+    path = exported(tmp_path / "x.pt2", Of(function), torch.randn(2, 1, 2, 2))
+    noise = KeyedNoise((1, 2, 2), 0, 0, 3).draw()
+    sampled = ProgramSampler("x", "x", path, CPU).sample(KeyedNoise((1, 2, 2), 0, 0, 3))
+    torch.testing.assert_close(sampled, noise.flip(-1))
+
+
 @pytest.mark.gpu
 def test_a_program_exported_on_the_processor_runs_on_the_device(program, generator):
     sampled = ProgramSampler("x", "x", program, torch.device("cuda")).sample(KeyedNoise((1, 8, 8), 0, 0, 5))
