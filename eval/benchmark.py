@@ -19,7 +19,7 @@ from fewstep.eval.environment import environment
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.extrapolation import Extrapolation
 from fewstep.eval.floor import floor
-from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied
+from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
 from fewstep.eval.interfaces import ImageSource, Sampler
 from fewstep.eval.pictures import save_grid, save_neighbours
 from fewstep.eval.protocol import Protocol, slug
@@ -209,6 +209,7 @@ class _Run:
             "quality": None,
             "quality_left_out": None if self.settings.blocks(subject) else left_out,
             "timing": None,
+            "cold_start": None,
         }
 
     def quality(self, subject: Subject) -> None:
@@ -227,7 +228,7 @@ class _Run:
     def _metrics(self, subject: Subject, seed: int, images: Tensor, features: Tensor) -> dict[str, float]:
         """The metrics of a seed block; of the first one the pictures are written too."""
         check_varied(subject.name, images)
-        metrics = self.judge(features)
+        metrics = self.judge(features) | {"full_range": full_range_share(images)}
         if self.training is not None:
             neighbours = self.training.nearest(images)
             metrics["copies"] = neighbours.share(self.training.threshold)

@@ -28,7 +28,8 @@ class Sampler(Protocol):
 
     `name` is unique in a table ("teacher@ddim:50", "student@1"), `label` is for people, `kind` is "teacher"
     or "student", `nfe` counts network evaluations for one image, `shape` is (C, H, W), `num_classes` is None
-    for an unconditional model, `schedule` holds the timesteps or sigmas that are used.
+    for an unconditional model, `schedule` holds the timesteps or sigmas that are used. One that runs on another
+    device than the benchmark's has it as `device`.
     """
 
     @property

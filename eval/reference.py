@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.extractors import Extractor, sha256_tensors
 from fewstep.eval.floor import half_distances
-from fewstep.eval.images import TensorImages, check_varied
+from fewstep.eval.images import TensorImages, check_varied, full_range_share
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.eval.overlap import each_batch
@@ -39,7 +39,8 @@ class Reference:
     """What generated images are compared with.
 
     provenance: {"dataset", "split", "count", "sha256"} of the images; "split" and "count" are None where only
-    statistics are given, and "sha256" is then that of their file. features: [M, D] float32, None where only
+    statistics are given, and "sha256" is then that of their file. Where the images are known, "full_range" is the
+    share of them that reach from 0 to 255. features: [M, D] float32, None where only
     statistics are given: KID, precision and recall need features.
     """
 
@@ -84,7 +85,7 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
     if len(images) < 4:
         raise UserError("data.reference_split", len(images), "images are too few to measure against; give 4 or more")
     check_varied("data.reference_split", images)
-    provenance = {**provenance, "count": len(images), "sha256": sha256_images(images)}
+    provenance |= {"count": len(images), "sha256": sha256_images(images), "full_range": full_range_share(images)}
     key = sha256_json([provenance["sha256"], extractor.sha256, extractor.resize])[:32]
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
     features = _read(path)

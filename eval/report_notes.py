@@ -17,6 +17,8 @@ from fewstep.eval.report_text import (
     speedup,
 )
 
+ALWAYS_FULL_RANGE, USUAL_FULL_RANGE = 0.99, 0.8  # shares of images reaching from 0 to 255 that tell them apart
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -86,6 +88,7 @@ def caveats(results: Results) -> list[str]:
     """How far the numbers may be trusted, in plain words."""
     return [
         *_about_distance(results),
+        *_about_range(results),
         *_about_intervals(results),
         *_about_timing(results),
         *(
@@ -124,6 +127,20 @@ def _about_distance(results: Results) -> list[str]:
             "the near-copies column and the nearest neighbours are there to show whether that happened."
         )
     return lines
+
+
+def _about_range(results: Results) -> list[str]:
+    """Images that were scaled by their own extremes: Frechet distances hardly see it, a reader should."""
+    real = results["benchmark"]["reference"].get("full_range")
+    shares = [(sampler, mean(sampler, "full_range")) for sampler in results["samplers"]]
+    if real is None or real > USUAL_FULL_RANGE:
+        return []
+    return [
+        f"{share(value)} of the images of {sampler['label']} reach from 0 to 255, of the real ones {share(real)}: they "
+        "look scaled by their own minimum and maximum."
+        for sampler, value in shares
+        if value is not None and value >= ALWAYS_FULL_RANGE
+    ]
 
 
 def _about_intervals(results: Results) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.eval.energy import METERED_SECONDS, Meter, energy_meter
 from fewstep.eval.images import labels_for, to_uint8
 from fewstep.eval.interfaces import Noise, Sampler
 from fewstep.eval.noise import KeyedNoise
@@ -59,21 +60,24 @@ class BatchNoise:
 class Clock:
     """One sampler's measurements, in seconds.
 
-    `flops` are those of one image, None where they are not torch's; `images` uint8 of a sampler timed on one keyed
-    batch.
+    `flops` are those of one image, None where they are not torch's; `energy` joules and images of throughput runs, none
+    where the device does not count them; `images` uint8 of a sampler timed on one keyed batch.
     """
 
     sampler: Sampler
+    meter: Meter
     warmup: float = 0.0
     latencies: list[float] = field(default_factory=list)
     batch: int = 0
     seconds: list[float] = field(default_factory=list)
     peak_memory_mb: float | None = None
     flops: float | None = None
+    energy: list[tuple[float, int]] = field(default_factory=list)
     images: Tensor | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The "timing" part of a sampler's result file."""
+        joules, metered = (sum(column) for column in zip((0.0, 0), *self.energy, strict=True))
         rate = self.batch / statistics.median(self.seconds)
         return {
             "latency_ms": latency_summary(self.latencies),
@@ -81,6 +85,8 @@ class Clock:
             "ms_per_image": 1000 / rate,
             "peak_memory_mb": self.peak_memory_mb,
             "flops_per_image": self.flops,
+            "joules_per_image": joules / metered if metered else None,
+            "energy_source": self.meter.source if metered else None,
             "warmup_s": self.warmup,
         }
 
@@ -107,10 +113,11 @@ def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits, k
     Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed
     noise of seed 0 so that they serve as sample images too.
     """
-    clocks = [Clock(sampler) for sampler in samplers]
+    clocks = [Clock(sampler, energy_meter(getattr(sampler, "device", device))) for sampler in samplers]
     _latency(clocks, device, limits)
     _choose_batches(clocks, device, limits, keyed)
     _throughput(clocks, device, limits, keyed)
+    _meter_short(clocks, device)
     _count_flops(clocks, device)
     return clocks
 
@@ -193,7 +200,10 @@ def _throughput(clocks: list[Clock], device: torch.device, limits: Limits, keyed
                 if alone
                 else BatchNoise(sampler.shape, clock.batch, device)
             )
+            clock.meter.lap()
             seconds, x = _timed(sampler, noise, device)
+            if seconds >= METERED_SECONDS:
+                _note_energy(clock, clock.batch)
             clock.seconds.append(seconds)
             if device.type == "cuda":
                 clock.peak_memory_mb = torch.cuda.max_memory_allocated(device) / 2**20
@@ -208,17 +218,37 @@ def _throughput(clocks: list[Clock], device: torch.device, limits: Limits, keyed
         ]
 
 
+def _meter_short(clocks: list[Clock], device: torch.device) -> None:
+    """The energy of samplers whose throughput runs are too short for the counters: of more such runs in a row."""
+    for clock in clocks:
+        if clock.meter.source is None or clock.energy:
+            continue
+        clock.meter.lap()
+        seconds = [0.0]
+        while sum(seconds) < METERED_SECONDS:
+            noise = BatchNoise(clock.sampler.shape, clock.batch, device)
+            seconds.append(_timed(clock.sampler, noise, device)[0])
+        _note_energy(clock, clock.batch * (len(seconds) - 1))
+
+
+def _note_energy(clock: Clock, images: int) -> None:
+    joules = clock.meter.lap()
+    if joules is not None:
+        clock.energy.append((joules, images))
+
+
 @torch.inference_mode()
 def _timed(sampler: Sampler, noise: Noise, device: torch.device) -> tuple[float, Tensor]:
     """Seconds of one run and its images."""
     labels = labels_for(sampler, 0, len(noise.generators))
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     x = sampler.sample(noise, labels)
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start, x
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

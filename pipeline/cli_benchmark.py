@@ -40,7 +40,7 @@ A SUBJECT is one of
   RUN/teacher@SOLVER:N   a DDPMPipeline folder; SOLVER is ddpm, ddim, dpmsolver++, unipc or heun
   RUN/student@N          a ConsistencyModelPipeline folder at N steps
   FOLDER@N               any other diffusers pipeline that makes images, or a hub id; @unipc:N exchanges its scheduler
-  FILE.onnx              a one-step generator: `noise` [B, C, H, W] to images in [-1, 1]
+  FILE.onnx, FILE.pt2    a one-step generator: `noise` [B, C, H, W] to images in [-1, 1]; a .pt2 is torch.export's
   FOLDER, FILE.npz       images: of any format; uint8 [N, H, W, C]
 Results are kept in the folder of -o and are not made again while the subject and the protocol stay the same."""
 

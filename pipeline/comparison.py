@@ -6,8 +6,10 @@ from fewstep.errors import UserError
 from fewstep.eval.benchmark import Subject, benchmark
 from fewstep.eval.comparison import write_comparison
 from fewstep.eval.extractors import check_shape, load_extractor
+from fewstep.eval.images import StoredImages
 from fewstep.eval.reference_file import read_reference
 from fewstep.pipeline.cli_benchmark import Comparison
+from fewstep.pipeline.cold_start import add_cold_starts
 from fewstep.pipeline.context import the_device
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.evaluate import settings_of, training_features
@@ -51,6 +53,8 @@ def compare_subjects(asked: Comparison) -> Path:
                 device=device,
                 say=lambda text: say(f"  {text}"),
             )
+            models = [subject.name for subject in subjects if not isinstance(subject, StoredImages)]
+            add_cold_starts(asked.out, {name: name for name in models}, device)
             table = write_comparison(asked.out, [asked.command])
     say(table)
     say(str(asked.out / "index.html"))

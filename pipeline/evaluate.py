@@ -12,6 +12,7 @@ from fewstep.eval.extractors import Extractor, load_extractor
 from fewstep.eval.reference import Reference, load_reference
 from fewstep.eval.reference_file import read_reference
 from fewstep.eval.timing import Limits
+from fewstep.pipeline.cold_start import add_cold_starts
 from fewstep.pipeline.config import DataConfig, EvalConfig
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
@@ -50,6 +51,8 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
         device=run.device,
         say=lambda text: say(f"  {text}"),
     )
+    fewest = {sampler.kind: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
+    add_cold_starts(work, {each.name: str(run.folder / each.name) for each in fewest.values()}, run.device)
     shutil.copytree(work, stage, dirs_exist_ok=True)
     return {"seed_blocks": config.seed_blocks}
 

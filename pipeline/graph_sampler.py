@@ -25,6 +25,7 @@ class OnnxSampler:
     nfe = 1
     num_classes: int | None = None
     schedule: Sequence[float] = ()
+    device = torch.device("cpu")  # where it runs, whatever device the others of a table run on
 
     def __init__(self, name: str, label: str, path: Path) -> None:
         onnx, runtime = _libraries(name)

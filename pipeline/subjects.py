@@ -1,15 +1,17 @@
-"""What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, ONNX files, images.
+"""What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, exported generators, images.
 
 RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++, unipc or heun
 RUN/student@1           a ConsistencyModelPipeline folder at a number of steps
 FOLDER_OR_ID@50         any other unconditional or class-conditional pipeline, called as its users call it,
 FOLDER_OR_ID@unipc:20   or with another scheduler
+FILE.onnx, FILE.pt2     a one-step generator as a graph: noise in, image out
 FOLDER, FILE.npz        images: of any format in the folder; uint8 [N, H, W, C] in the file
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -26,13 +28,14 @@ from fewstep.eval.reference import sha256_images
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
+from fewstep.pipeline.program_sampler import ProgramSampler
 from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, prepare_to_sample, student_sampler
 from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.stock import quiet
 
-FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, an image folder or an .npz"
+FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -43,14 +46,22 @@ def open_subject(text: str, device: torch.device) -> tuple[Subject, str]:
 
     UserError: no such thing, or one that cannot be read or measured.
     """
+    subject, identity = load_subject(text, device)
+    return subject, identity()
+
+
+def load_subject(text: str, device: torch.device) -> tuple[Subject, Callable[[], str]]:
+    """As `open_subject`, the hash not made yet: it reads every file once more, which nobody who samples does."""
     place, spec = _split(text)
     path = Path(place).expanduser()
     if path.suffix == ".npz" and path.is_file():
         _no_spec(text, spec, "images that are there already have no steps")
         return _stored(text, path, _read_npz(path))
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix in (".onnx", ".pt2") and path.is_file():
         _no_spec(text, spec, "an exported student makes one step")
-        return OnnxSampler(text, _label(path), path), sha256_file(path)
+        onnx = path.suffix == ".onnx"
+        graph = OnnxSampler(text, _label(path), path) if onnx else ProgramSampler(text, _label(path), path, device)
+        return graph, partial(sha256_file, path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         _no_run(path)
         _no_spec(text, spec, "images that are there already have no steps")
@@ -59,7 +70,7 @@ def open_subject(text: str, device: torch.device) -> tuple[Subject, str]:
         path = _fetch(text, place)
     solver, steps = _parse(text, spec)
     sampler = _sampler(text, path, solver, steps, device)
-    return sampler, sha256_json([_hash_folder(path), solver, steps])
+    return sampler, lambda: sha256_json([_hash_folder(path), solver, steps])
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -150,8 +161,8 @@ def _loading(text: str) -> Iterator[None]:
         ) from None
 
 
-def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, str]:
-    return StoredImages(text, _label(path), images), sha256_images(images)
+def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, Callable[[], str]]:
+    return StoredImages(text, _label(path), images), partial(sha256_images, images)
 
 
 def _read_folder(path: Path) -> Tensor:

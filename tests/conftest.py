@@ -1,7 +1,7 @@
 """What every test shares: no network, one thread per process, the device, the real data."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 def root() -> Path:
     """The project's folder."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cold_starts() -> Iterator[None]:
+    """The cold starts of a run's models are made up: two processes for each run would double the suite's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        made_up = {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
+        patch.setattr("fewstep.pipeline.cold_start.cold_start", lambda text, device: made_up)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -227,7 +227,7 @@ def test_statistics_alone_give_the_same_distance_and_no_more(tmp_path):
     run(tmp_path / "whole", samplers()[2:])
     of = {name: json.loads((tmp_path / name / "samplers" / "student_1.json").read_text()) for name in ("bare", "whole")}
     assert (value["floor"], value["copies"]) == (None, None)
-    assert list(of["bare"]["quality"]["metrics"]) == ["fd"]
+    assert list(of["bare"]["quality"]["metrics"]) == ["fd", "full_range"]
     assert of["bare"]["quality"]["metrics"]["fd"] == of["whole"]["quality"]["metrics"]["fd"]
 
 

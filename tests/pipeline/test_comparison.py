@@ -57,6 +57,13 @@ def test_models_and_images_stand_in_one_table(compared, reference):
     assert [len(sampler["quality"]["seeds"]) for sampler in value["samplers"]] == [2, 2, 2, 2]
     assert teacher["timing"]["ms_per_image"] > student["timing"]["ms_per_image"] > 0
     assert real["timing"] is None
+    assert [each["cold_start"] and each["cold_start"]["load_s"] for each in value["samplers"]] == [
+        0.75,
+        0.75,
+        None,
+        None,
+    ]
+    assert "cold start · first image s</dt><dd>0.125" in (compared[1] / "index.html").read_text()
     fd = [sampler["quality"]["metrics"]["fd"]["mean"] for sampler in (real, negative)]
     assert fd[1] > 10 * fd[0]
     assert real["quality"]["metrics"]["copies"]["mean"] == 1.0
