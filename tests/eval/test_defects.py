@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.eval.copies import TrainingImages
+from fewstep.eval.copies import TrainingFeatures, TrainingImages
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
 from fewstep.eval.floor import floor
@@ -137,3 +137,28 @@ def test_swapped_colours_are_seen_by_fid_and_kid(data_dir):
     print(f"BGR: FID {fd[0]:.1f} to {fd[1]:.1f}, KID {kid[0]:.5f} to {kid[1]:.5f}")
     assert fd[1] > 1.15 * fd[0]
     assert kid[1] > kid[0] + 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("change", ["brighter", "mirrored"])
+def test_changed_copies_are_seen_in_features_and_not_in_pixels(data_dir, cifar_training, change):
+    images, extractor, in_pixels, in_features = cifar_training
+    copies = images[:100].flip(-1) if change == "mirrored" else (images[:100].int() + 40).clamp(0, 255).to(torch.uint8)
+    features = extract(extractor, TensorImages(copies), "features")
+    shares = [
+        in_pixels.nearest(copies).share(in_pixels.threshold),
+        in_features.nearest(features).share(in_features.threshold),
+    ]
+    print(f"{change} copies: {shares[0]:.2f} found in pixels, {shares[1]:.2f} in features")
+    assert shares[0] < 0.15
+    assert shares[1] > 0.6
+
+
+@pytest.fixture(scope="module")
+def cifar_training(data_dir):
+    """500 training images, the extractor, and both searches for their copies."""
+    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "train").images[:500]
+    extractor = load_extractor("inception", data_dir / "inception" / INCEPTION, "cpu")
+    features = extract(extractor, TensorImages(images), "features")
+    return images, extractor, TrainingImages(images, mirrored=False), TrainingFeatures(features)
