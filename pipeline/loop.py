@@ -89,87 +89,107 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
-            _run(wrapped, optimizer, ema, state, job, accelerator, log, pending, step)
+            _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending).run(step)
     finally:
         if log:
             log.close()
     return ema.network
 
 
-def _run(
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA,
-    state: TrainingState,
-    job: TrainingJob,
-    accelerator: Accelerator,
-    log: TrainingLog | None,
-    pending: PendingSignal,
-    start: int,
-) -> None:
-    objective: Objective = state.objective  # type: ignore[assignment]
-    config, total = job.config, job.total_steps
-    save_every = max(1, round(config.checkpoint_kimg * 1000 / config.batch_size))
-    began, losses = time.monotonic(), state.losses
-    with ProgressLine(job.title, total, start) as line:
-        for step in range(start, total):
-            progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
-            for group in optimizer.param_groups:
-                group["lr"] = job.learning_rate(step)
-            loss, grad_norm, extra = _step(wrapped, optimizer, job, accelerator, progress)
-            done = step + 1
-            ema.update(objective.network, done * config.batch_size, config.batch_size)
-            objective.update(progress)
-            losses.append(loss)
-            if log and (done % config.log_every == 0 or done == total):
-                rate = (done - start) * config.batch_size / (time.monotonic() - began) / 1000
-                mean = sum(losses) / len(losses)
-                losses.clear()
-                record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
-                record |= {"grad_norm": grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                log.write(record | {"seconds": time.monotonic() - began} | extra)
-                line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
-            if accelerator.is_main_process and (done % save_every == 0 or pending.number or done == total):
-                save_checkpoint(job.checkpoints, done, state, job.config_hash, config.keep_checkpoints)
-            if pending.number:
-                say(f"  stopped after step {done} of {total}; the same command continues there")
-                pending.leave()
+@dataclass(frozen=True)
+class _Training:
+    """A job at work in this process: its networks as prepared for the device, and all that a step touches."""
+
+    job: TrainingJob
+    accelerator: Accelerator
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    state: TrainingState
+    log: TrainingLog | None
+    pending: PendingSignal
+
+    def run(self, start: int) -> None:
+        """Train from step `start` to the end; a signal ends it after the step in which it arrives."""
+        job, config, total = self.job, self.job.config, self.job.total_steps
+        objective: Objective = self.state.objective  # type: ignore[assignment]
+        save_every = max(1, round(config.checkpoint_kimg * 1000 / config.batch_size))
+        began, losses = time.monotonic(), self.state.losses
+        with ProgressLine(job.title, total, start) as line:
+            for step in range(start, total):
+                progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = job.learning_rate(step)
+                taken = self.step(progress)
+                done = step + 1
+                self.ema.update(objective.network, done * config.batch_size, config.batch_size)
+                objective.update(progress)
+                losses.append(taken.loss)
+                if self.log and (done % config.log_every == 0 or done == total):
+                    rate = (done - start) * config.batch_size / (time.monotonic() - began) / 1000
+                    mean = sum(losses) / len(losses)
+                    losses.clear()
+                    record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
+                    record |= {"grad_norm": taken.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
+                    self.log.write(record | {"seconds": time.monotonic() - began} | taken.log)
+                    line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
+                stop = taken.signal if self.accelerator.num_processes > 1 else self.pending.number
+                if self.accelerator.is_main_process and (done % save_every == 0 or stop or done == total):
+                    save_checkpoint(job.checkpoints, done, self.state, job.config_hash, config.keep_checkpoints)
+                if stop:
+                    say(f"  stopped after step {done} of {total}; the same command continues there")
+                    self.pending.number = stop
+                    self.pending.leave()
+
+    def step(self, progress: Progress) -> "_Taken":
+        """One optimizer step over this process's slices."""
+        job, accelerator = self.job, self.accelerator
+        per_process = job.config.slices // accelerator.num_processes
+        first = accelerator.process_index * per_process
+        total_loss, extra = 0.0, {}
+        for part in range(first, first + per_process):
+            batch = job.batch(progress.step, part, accelerator.device)
+            torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))
+            generator = keyed_generator(job.seed, job.title, progress.step, part)
+            with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
+                terms = self.wrapped(batch, progress, generator)
+                loss = terms.loss.mean() / per_process
+                accelerator.backward(loss)
+            total_loss += float(loss.detach())
+            extra |= terms.log
+        signal = None
+        if accelerator.num_processes > 1:
+            total_loss, signal = self._shared(total_loss)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)
+        grad_norm = float(norm) if norm is not None else 0.0
+        if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
+            indices = batch_indices(job.seed, len(job.images), job.config.batch_size, progress.step).tolist()
+            raise UserError(
+                f"{job.title}.train",
+                None,
+                f"loss {total_loss}, gradient norm {grad_norm} at step {progress.step} is not finite "
+                f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
+                f"lower {job.title}.train.learning_rate",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return _Taken(total_loss, grad_norm, extra, signal)
+
+    def _shared(self, loss: float) -> tuple[float, int | None]:
+        """The loss of the whole batch, which every process checks, and the signal that any process has got.
+
+        A signal that comes after this waits for the next step, so that all leave together.
+        """
+        local = torch.tensor([[loss, self.pending.number or 0]], dtype=torch.float64, device=self.accelerator.device)
+        everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
+        return float(everywhere[:, 0].mean()), int(everywhere[:, 1].max()) or None
 
 
-def _step(
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    job: TrainingJob,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> tuple[float, float, dict[str, float]]:
-    """One optimizer step over this process's slices: its mean loss, the gradient's norm, numbers to log."""
-    per_process = job.config.slices // accelerator.num_processes
-    first = accelerator.process_index * per_process
-    total_loss, extra = 0.0, {}
-    for part in range(first, first + per_process):
-        batch = job.batch(progress.step, part, accelerator.device)
-        torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))
-        generator = keyed_generator(job.seed, job.title, progress.step, part)
-        with accelerator.no_sync(wrapped) if part + 1 < first + per_process else nullcontext():
-            terms = wrapped(batch, progress, generator)
-            loss = terms.loss.mean() / per_process
-            accelerator.backward(loss)
-        total_loss += float(loss.detach())
-        extra |= terms.log
-    if accelerator.num_processes > 1:  # every process logs, and checks, the loss of the whole batch
-        local = torch.tensor(total_loss, dtype=torch.float64, device=accelerator.device)
-        total_loss = float(accelerator.reduce(local, reduction="mean"))  # pyright: ignore[reportArgumentType]
-    norm = accelerator.clip_grad_norm_(wrapped.parameters(), job.config.gradient_clip)
-    grad_norm = float(norm) if norm is not None else 0.0
-    if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
-        indices = batch_indices(job.seed, len(job.images), job.config.batch_size, progress.step).tolist()
-        raise UserError(
-            f"{job.title}.train",
-            None,
-            f"loss {total_loss}, gradient norm {grad_norm} at step {progress.step} is not finite (images {indices}); "
-            f"the last good checkpoint is in {job.checkpoints}; lower {job.title}.train.learning_rate",
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total_loss, grad_norm, extra
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken: loss of the whole batch, norm of the gradient, numbers to log, signal of any process."""
+
+    loss: float
+    grad_norm: float
+    log: dict[str, float]
+    signal: int | None
