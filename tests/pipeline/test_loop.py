@@ -203,7 +203,6 @@ import os, signal, sys
 from pathlib import Path
 import conftest
 from accelerate import Accelerator
-from fewstep.pipeline.checkpoint import list_checkpoints
 from fewstep.pipeline.loop import train
 training = conftest.Training(Path(sys.argv[1]), slices=2)
 accelerator = Accelerator(cpu=True)
