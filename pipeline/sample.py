@@ -44,8 +44,8 @@ def sample_to_folder(
         raise UserError("--out", str(out), "exists and is not an empty folder; give a new one")
     folder = run / "student" if (run / "student").is_dir() else run
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = sample(load_student(folder, device), num, steps, seed, labels)
     with raising_signals(), staged_folder(out) as stage:
+        images = sample(load_student(folder, device), num, steps, seed, labels)
         if form == "npz":
             np.savez(stage / "samples.npz", images.permute(0, 2, 3, 1).numpy())
         else:

@@ -34,7 +34,7 @@ class Source:
         return count
 
 class Projection:
-    dim = 2048
+    dim, device = 2048, torch.device("cpu")
     matrix = torch.randn(192, 2048, generator=torch.Generator().manual_seed(0)) / 192**0.5
 
     def __call__(self, images):
