@@ -86,6 +86,7 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:

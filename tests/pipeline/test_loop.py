@@ -79,6 +79,16 @@ def test_training_neither_uses_nor_needs_the_state_of_the_global_generator(train
     assert other.hashes(STEPS) == whole.hashes(STEPS)
 
 
+def test_gradients_left_from_before_training_are_part_of_no_step(training, whole, denoising):
+    left = denoising()
+    for parameter in left.network.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    other = training("other")
+    other.run(left)
+    assert other.trace() == whole.trace()
+    assert other.hashes(STEPS) == whole.hashes(STEPS)
+
+
 def test_the_gradient_of_a_sliced_batch_is_the_mean_over_its_slices(training, denoising):
     sliced = training(slices=4, gradient_clip=1e9, kimg=0.008, warmup_kimg=0.0, checkpoint_kimg=1)
     objective, grads = denoising(dropout=0.0), []
