@@ -13,9 +13,9 @@ TABLE = pytest.StashKey[list[tuple[str, int, int, str]]]()
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks(tmp_path_factory) -> Iterator[Forks]:
     """Runs functions of `faults.tasks` in processes of their own."""
-    server = Forks({})
+    server = Forks(tmp_path_factory.mktemp("printed"))
     yield server
     server.close()
 

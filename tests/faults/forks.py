@@ -71,30 +71,30 @@ class Child:
 
 
 class Forks:
-    """The server as the tests see it."""
+    """The server as the tests see it. What the job in progress prints goes to two files in the folder `printed`."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, printed: Path) -> None:
+        self.printed = printed
         paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "faults.forks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, folder: Path, function: str, environment: Mapping[str, str] | None = None, **job: Any) -> Child:
-        """Begin `faults.tasks.FUNCTION(**job)`; what it prints goes to `folder`/out.txt and err.txt."""
-        folder.mkdir(parents=True, exist_ok=True)
-        out, err = folder / "out.txt", folder / "err.txt"
+    def start(self, function: str, environment: Mapping[str, str] | None = None, /, **job: Any) -> Child:
+        """Begin `faults.tasks.FUNCTION(**job)` with these environment variables."""
+        out, err = self.printed / "out.txt", self.printed / "err.txt"
         line = {"function": function, "job": job, "out": str(out), "err": str(err), "environment": environment or {}}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(line).encode() + b"\n")
         self.process.stdin.flush()
         return Child(self, self.answer()["pid"], out, err)
 
-    def run(self, folder: Path, function: str, **job: Any) -> tuple[int, str, str]:
+    def run(self, function: str, environment: Mapping[str, str] | None = None, /, **job: Any) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of a job."""
-        child = self.start(folder, function, **job)
+        child = self.start(function, environment, **job)
         return child.wait(), child.out.read_text(), child.err.read_text()
 
     def answer(self) -> dict[str, Any]:
@@ -112,6 +112,7 @@ class Forks:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
+        self.process.terminate()  # it may still be importing
         self.process.wait()
         self.process.stdout.close()
 

@@ -59,7 +59,7 @@ class Run:
         """Begin to make a stage in a new process, under a fault of `faults.tasks`."""
         environment = {"FEWSTEP_CACHE": str(self.out / "cache")}
         job = {"argv": self.argv(stage), "saved": str(self.out / "saved.jsonl"), "fault": fault}
-        return self.forks.start(self.out / "printed", "command", environment, **job)
+        return self.forks.start("command", environment, **job)
 
     def make(self, stage: str, fault: str | None = None) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of making a stage."""
@@ -88,21 +88,24 @@ class Run:
             found[value["stage"], value["step"]] = {key: value[key] for key in ("files", "losses", "config_hash")}
         return found
 
-    def results(self, stage: str) -> Any:
-        """All that a stage must give again to the bit: not what a clock gave."""
+    def results(self, stage: str) -> dict[str, Any]:
+        """All that a stage must give again to the bit, by name: not what a clock gave."""
         if stage == "sample":
             return {path.name: sha256_file(path) for path in self.samples.iterdir()}
         if stage == "report":
             names = ("index.html", "results.md", "results.json")
-            return [(self.folder / "report" / name).stat().st_size > 0 for name in names]
-        outputs = {name: each["sha256"] for name, each in read_json(self.folder / stage / MANIFEST)["outputs"].items()}
+            return {name: (self.folder / "report" / name).stat().st_size > 0 for name in names}
+        outputs = read_json(self.folder / stage / MANIFEST)["outputs"]
+        found: dict[str, Any] = {name: each["sha256"] for name, each in outputs.items()}
+        for name in [name for name in outputs if name.endswith("config.json")]:  # diffusers notes where a model was read
+            found[name] = (self.folder / stage / name).read_text().replace(str(self.out), "OUT")
         if stage != "eval":
-            return outputs, self.records(stage)
-        kept = {name: digest for name, digest in outputs.items() if not name.endswith(".json")}
-        for path in sorted((self.folder / "eval" / "samplers").iterdir()):
-            kept[path.name] = read_json(path)["quality"]
+            return found | {f"log line {index}": record for index, record in enumerate(self.records(stage))}
+        for name in [name for name in outputs if name.startswith("samplers/")]:
+            found[name] = read_json(self.folder / "eval" / name)["quality"]
         benchmark = read_json(self.folder / "eval" / "benchmark.json")
-        return kept, [benchmark[key] for key in ("protocol", "reference", "floor", "copies", "sampler_order")]
+        kept = ("protocol", "reference", "floor", "copies", "sampler_order")
+        return found | {"benchmark.json": {key: benchmark[key] for key in kept}}
 
     def leftovers(self) -> list[str]:
         """What a kill may leave and the end of a run must not."""
@@ -200,8 +203,8 @@ def _lost(run: Run, stage: str, before: dict[str, Any], wrong: list[str]) -> flo
 def _differences(run: Run, whole: Run, stage: str) -> list[str]:
     """Where a run that was killed differs from the one that was not."""
     wrong = [f"left behind: {name}" for name in run.leftovers()]
-    if run.results(stage) != whole.results(stage):
-        wrong.append(f"{stage}: {run.results(stage)} instead of {whole.results(stage)}")
-    reference = whole.saved()
-    wrong += [f"checkpoint {place} differs" for place, value in run.saved().items() if value != reference[place]]
+    mine, theirs = run.results(stage), whole.results(stage)
+    wrong += [f"{name} differs" for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+    saved, uninterrupted = run.saved(), whole.saved()
+    wrong += [f"checkpoint {place} differs" for place, value in saved.items() if value != uninterrupted[place]]
     return wrong

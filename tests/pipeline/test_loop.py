@@ -210,11 +210,11 @@ def test_golden_loss_trace_of_a_teacher(training):
 TWO = """
 import sys
 from pathlib import Path
-import conftest
+import small_training
 from accelerate import Accelerator
 from fewstep.pipeline.loop import train
-training = conftest.Training(Path(sys.argv[1]), slices=2)
-train(conftest.Denoising(), training.job, Accelerator(cpu=True))
+training = small_training.Training(Path(sys.argv[1]), slices=2)
+train(small_training.Denoising(), training.job, Accelerator(cpu=True))
 """
 
 
@@ -226,10 +226,10 @@ def test_two_processes_equal_one_that_accumulates_two_slices(training, tmp_path)
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    here = os.path.dirname(os.path.abspath(__file__))
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
         [*launch, str(script), str(tmp_path / "two")],
-        env={**os.environ, "PYTHONPATH": here, "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "PYTHONPATH": tests, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=500,
