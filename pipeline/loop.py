@@ -123,12 +123,13 @@ def _run(
             objective.update(progress)
             losses.append(loss)
             if log and (done % config.log_every == 0 or done == total):
-                rate = (done - start) * config.batch_size / (time.monotonic() - began) / 1000
+                seconds = time.monotonic() - began
+                rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                 record |= {"grad_norm": grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                log.write(record | {"seconds": time.monotonic() - began} | extra)
+                log.write(record | {"seconds": seconds} | extra)
                 line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
             if accelerator.is_main_process and (done % save_every == 0 or pending.number or done == total):
                 save_checkpoint(job.checkpoints, done, state, job.config_hash, config.keep_checkpoints)
