@@ -178,3 +178,75 @@ def limited_file_size() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def nan_from_the_teacher() -> None:
+    """Fault: one number that the teacher gives in step 7 of the student's training is NaN."""
+    from fewstep.pipeline import loop
+    from fewstep.teachers.denoiser import VPDenoiser
+
+    step, denoise, now = loop._step, VPDenoiser.denoise, [0]
+
+    def noted(wrapped: Any, optimizer: Any, job: Any, accelerator: Any, progress: Any) -> Any:
+        now[0] = progress.step
+        return step(wrapped, optimizer, job, accelerator, progress)
+
+    def poisoned(self: Any, *given: Any) -> Any:
+        found = denoise(self, *given)
+        if now[0] == 7:
+            found[0, 0, 0, 0] = float("nan")
+        return found
+
+    loop._step, VPDenoiser.denoise = noted, poisoned
+
+
+def nan_in_the_teacher_s_embedding() -> None:
+    """Fault: the embedding that the student's is fitted to is NaN once."""
+    from fewstep.students import convert
+
+    embed, calls = convert._embed, []
+
+    def poisoned(unet: Any, timestep: Any) -> Any:
+        calls.append(unet)
+        return embed(unet, timestep) * (float("nan") if len(calls) == 5 else 1.0)
+
+    convert._embed = poisoned
+
+
+def _clock(jump: Callable[[float, int], float]) -> None:
+    """Every clock tells `jump(the time, how often it was asked)`."""
+    import itertools
+    import time
+
+    for name in ("time", "monotonic"):
+        real, count = getattr(time, name), itertools.count()
+        setattr(time, name, lambda real=real, count=count: jump(real(), next(count)))
+
+
+def clock_backwards() -> None:
+    """Fault: each time that a clock is asked it has gone back by a minute."""
+    _clock(lambda now, asked: now - 60 * asked)
+
+
+def clock_forwards() -> None:
+    """Fault: each time that a clock is asked a year has passed."""
+    _clock(lambda now, asked: now + 365 * 86400 * (asked % 50))
+
+
+def clock_stopped() -> None:
+    """Fault: the clocks stand still."""
+    _clock(lambda now, asked: 1e9)
+
+
+def die_in_the_middle_of_a_write() -> None:
+    """Fault: kill -9 before config.yaml is renamed into place."""
+    import signal
+
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).name == "config.yaml":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = killed
