@@ -52,7 +52,7 @@ def device() -> torch.device:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test marked soak is left out where -m does not name it; one marked gpu skips where torch sees no CUDA device."""
+    """Leave out tests marked soak where -m does not name it; skip those marked gpu where torch sees no CUDA device."""
     if "soak" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)

@@ -1,7 +1,6 @@
 """What the fault tests share: a server of cheap processes, a finished run, and the table of what was survived."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest

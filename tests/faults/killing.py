@@ -9,12 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from faults.forks import Child, Forks
 from fewstep.errors import UserError
 from fewstep.files import read_json, sha256_file
 from fewstep.pipeline.checkpoint import list_checkpoints, verify_checkpoint
 from fewstep.pipeline.stages import MANIFEST, verify_outputs
-
-from faults.forks import Child, Forks
 
 CHANGES = {
     "teacher__train__kimg": 0.768,
@@ -97,7 +96,9 @@ class Run:
             return {name: (self.folder / "report" / name).stat().st_size > 0 for name in names}
         outputs = read_json(self.folder / stage / MANIFEST)["outputs"]
         found: dict[str, Any] = {name: each["sha256"] for name, each in outputs.items()}
-        for name in [name for name in outputs if name.endswith("config.json")]:  # diffusers notes where a model was read
+        for name in [
+            name for name in outputs if name.endswith("config.json")
+        ]:  # diffusers notes where a model was read
             found[name] = (self.folder / stage / name).read_text().replace(str(self.out), "OUT")
         if stage != "eval":
             return found | {f"log line {index}": record for index, record in enumerate(self.records(stage))}

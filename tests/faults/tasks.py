@@ -39,9 +39,8 @@ def training(folder: str, die_at: int | None = None, labels: str | None = None) 
     Ends at once, like a process killed there, before filesystem step number `die_at` of the saves and log writes; the
     step's label is appended to the file `labels`.
     """
-    from small_training import Training
-
     from fewstep.pipeline import checkpoint, log
+    from small_training import Training
 
     log._has_tensorboard = lambda: False
     calls = []
