@@ -96,10 +96,10 @@ class Run:
             return {name: (self.folder / "report" / name).stat().st_size > 0 for name in names}
         outputs = read_json(self.folder / stage / MANIFEST)["outputs"]
         found: dict[str, Any] = {name: each["sha256"] for name, each in outputs.items()}
-        for name in [
-            name for name in outputs if name.endswith("config.json")
-        ]:  # diffusers notes where a model was read
-            found[name] = (self.folder / stage / name).read_text().replace(str(self.out), "OUT")
+        for name in [name for name in outputs if name.endswith("config.json")]:
+            found[name] = (
+                (self.folder / stage / name).read_text().replace(str(self.out), "OUT")
+            )  # it notes where a model was read
         if stage != "eval":
             return found | {f"log line {index}": record for index, record in enumerate(self.records(stage))}
         for name in [name for name in outputs if name.startswith("samplers/")]:
