@@ -41,13 +41,14 @@ class Child:
     def __init__(self, server: "Forks", pid: int, out: Path, err: Path) -> None:
         self.server, self.pid, self.out, self.err = server, pid, out, err
         self.cpu_seconds = 0.0
-        self.code: int | None = None
+        self.code = 0
+        self.ended = False
 
     def wait(self) -> int:
         """Its exit code, -9 when it was killed; from then on `cpu_seconds` is what it used of the processor."""
-        if self.code is None:
+        if not self.ended:
             answer = self.server.answer()
-            self.code, self.cpu_seconds = answer["code"], answer["cpu_seconds"]
+            self.ended, self.code, self.cpu_seconds = True, answer["code"], answer["cpu_seconds"]
         return self.code
 
     def kill_after(self, cpu_seconds: float) -> int:

@@ -142,15 +142,14 @@ def full_while_logging() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    vars(log)["open"] = Full
+    log.open = Full  # type: ignore[attr-defined]
 
 
 def full_while_saving_a_model() -> None:
     """Fault: the disk is full where the student's model card is written, after its weights."""
-    real = Path.write_text
-    Path.write_text = lambda self, *given, **options: (_full if self.name == "README.md" else real)(
-        *([] if self.name == "README.md" else [self]), *given, **options
-    )
+    from fewstep.pipeline import make_student
+
+    make_student.model_card = _full
 
 
 def full_while_taking_scratch_space() -> None:
@@ -190,8 +189,8 @@ def nan_from_the_teacher() -> None:
         now[0] = progress.step
         return step(wrapped, optimizer, job, accelerator, progress)
 
-    def poisoned(self: Any, *given: Any) -> Any:
-        found = denoise(self, *given)
+    def poisoned(self: VPDenoiser, x: Any, sigma: Any, labels: Any = None) -> Any:
+        found = denoise(self, x, sigma, labels)
         if now[0] == 7:
             found[0, 0, 0, 0] = float("nan")
         return found
