@@ -176,7 +176,7 @@ def test_changed_bytes_of_a_reference_file_are_named(extractor, tmp_path):
     write_features(path, features, facts, extractor)
     header = int.from_bytes(path.read_bytes()[:8], "little") + 8
     sound, random, missed = path.read_bytes(), Random(5), []
-    for place in [*random.sample(range(header), 150), *random.sample(range(header, len(sound)), 30)]:
+    for place in [*random.sample(range(header), 50), *random.sample(range(header, len(sound)), 10)]:
         data = bytearray(sound)
         data[place] ^= 1 << random.randrange(8)
         path.write_bytes(data)

@@ -60,7 +60,9 @@ def test_training_stops_before_the_update_and_without_the_fault_ends_the_same(tm
     assert bad.trace() == whole.trace()
 
 
-@pytest.mark.parametrize("fault", ["nan_from_the_teacher", "nan_in_the_teacher_s_embedding"])
+@pytest.mark.parametrize(
+    "fault", ["nan_from_the_teacher", pytest.param("nan_in_the_teacher_s_embedding", marks=pytest.mark.soak)]
+)
 def test_a_teacher_that_gives_nan_stops_the_student(whole_run, tmp_path, fault):
     run = whole_run.before("student", tmp_path)
     code, _, err = run.make("student", fault)

@@ -43,7 +43,10 @@ def test_a_changed_configuration_is_refused_and_the_old_one_still_goes_on(whole_
     assert run.results("teacher") == whole_run.results("teacher")
 
 
-@pytest.mark.parametrize("fault", ["clock_backwards", "clock_forwards", "clock_stopped"])
+@pytest.mark.parametrize(
+    "fault",
+    ["clock_backwards", *(pytest.param(f"clock_{how}", marks=pytest.mark.soak) for how in ("forwards", "stopped"))],
+)
 def test_a_clock_that_jumps_changes_nothing_but_the_times(whole_run, tmp_path, fault):
     run = whole_run.before("teacher", tmp_path)
     code, _, err = run.make("teacher", fault)
