@@ -2,7 +2,7 @@
 # downloads is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu lint typecheck report readme clean
+.PHONY: help run test test-slow test-gpu soak lint typecheck report readme clean
 
 BIN := .venv/bin
 CONFIG ?= digits
@@ -27,6 +27,9 @@ test-slow: .venv/.stamp-dev  ## the tests that take longer
 
 test-gpu: .venv/.stamp-dev  ## the test suite with its models on a CUDA device
 	FEWSTEP_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+soak: .venv/.stamp-dev  ## hundreds of injected faults and a table of what was survived; SOAK_KILLS=20 makes it short
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m soak $(ARGS)
 
 lint: .venv/.stamp-dev  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ An interrupted benchmark continues: each seed block is written when it is done, 
 inputs are not made again. Time is measured last, for all samplers together, since they take turns.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from fewstep.eval.quality import SCRATCH, Judge, add_block, generated
 from fewstep.eval.reference import Reference, load_halves
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits, measure
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json, remove, write_json
 
 Subject = Sampler | StoredImages
 
@@ -103,7 +102,7 @@ def benchmark(
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{SCRATCH}*"):  # of a call that was killed
-        shutil.rmtree(stale)
+        remove(stale)
     training = None if training_images is None else TrainingImages(training_images, settings.mirrored, device)
     in_features = None if training_features is None else TrainingFeatures(training_features, device)
     run = _Run(subjects, reference, training, in_features, extractor, settings, folder, device, say)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ from fewstep.eval.images import TensorImages, check_varied, full_range_share
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.eval.overlap import each_batch
-from fewstep.files import canonical_json, read_json, sha256_json, write_bytes, write_json
+from fewstep.files import canonical_json, read_json, sealed, sha256_json, unsealed, write_bytes, write_json
 from fewstep.progress import ProgressLine
 
 logger = logging.getLogger("fewstep")
@@ -97,10 +97,11 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
 
 
 def write_features(path: Path, features: Tensor, provenance: dict[str, Any], extractor: Extractor) -> None:
-    """Features [M, D] as a safetensors file with their provenance and a hash of their own inside."""
+    """Features [M, D] as a safetensors file with their provenance and hashes of both inside."""
     tensors = {"features": features}
     facts = {**provenance, **{f"extractor_{key}": value for key, value in extractor.to_json().items()}}
     metadata = {"provenance": canonical_json(facts), "sha256_tensors": sha256_tensors(tensors)}
+    metadata["sha256_provenance"] = sha256_json(metadata["provenance"])
     write_bytes(path, save(tensors, metadata))
 
 
@@ -109,10 +110,13 @@ def load_halves(features: Tensor, kid_subset_size: int) -> dict[str, Any]:
     digest = sha256_tensors({"features": features})
     path = cache_folder() / f"halves-{digest[:32]}-{kid_subset_size}.json"
     if path.is_file():
-        return read_json(path)
+        with suppress(UserError):
+            if (kept := unsealed(read_json(path))) is not None:
+                return kept
+        logger.warning("%s: is damaged or of an earlier version; computing it again", path)
     halves = half_distances(features, kid_subset_size)
     with _cache_errors(path):
-        write_json(path, halves)
+        write_json(path, sealed(halves))
     return halves
 
 
@@ -129,7 +133,7 @@ def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """What `write_features` wrote: features [M, D] and their provenance; UserError where the file is damaged."""
     with _reading(path), safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        features, provenance = file.get_tensor("features"), json.loads(metadata["provenance"])
+        features, provenance = file.get_tensor("features"), _provenance(path, metadata)
     if sha256_tensors({"features": features}) != metadata.get("sha256_tensors"):
         raise UserError(path, None, "is damaged: its features do not give the hash stored with them")
     return features, provenance
@@ -138,13 +142,21 @@ def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance in a file of `write_features`, without its features; UserError where it cannot be read."""
     with _reading(path), safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {})["provenance"])
+        return _provenance(path, file.metadata() or {})
+
+
+def _provenance(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if metadata.get("sha256_provenance") not in (None, sha256_json(metadata["provenance"])):
+        raise UserError(path, None, "is damaged: its provenance does not give the hash stored with it")
+    return json.loads(metadata["provenance"])
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(path, None, f"is no reference that fewstep wrote, or is damaged ({error})") from None
 

@@ -5,7 +5,6 @@ renamed into place and verified; only then is the oldest removed.
 """
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.files import read_json, sha256_file, sha256_json, staged_folder, write_json
+from fewstep.files import json_text, read_json, remove, sealed, sha256_file, staged_folder, unsealed, write_json
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{9})")
+_LEFTOVER = re.compile(r"\.step-\d{9}\.(new|old)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,13 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
             path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(stage.iterdir())
         }
         manifest = {"format": 1, "step": step, "config_hash": config_hash, "losses": state.losses, "files": files}
-        write_json(stage / MANIFEST, manifest | {"sha256": sha256_json(manifest)})
+        write_json(stage / MANIFEST, sealed(manifest))
     verify_checkpoint(target)
     for old in list_checkpoints(folder)[: -max(keep, 2)]:
-        shutil.rmtree(old)
+        remove(old)
+    for leftover in folder.iterdir():  # of saves that were killed
+        if _LEFTOVER.fullmatch(leftover.name):
+            remove(leftover)
     return target
 
 
@@ -59,17 +62,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file has the size and sha256 that it names; else UserError."""
-    manifest, step = read_json(path / MANIFEST), int(path.name.removeprefix("step-"))
-    digest = manifest.pop("sha256", None) if isinstance(manifest, dict) else None
-    if digest != sha256_json(manifest) or manifest["step"] != step:
-        raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): its own sha256 differs")
-    for name, entry in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(file, None, f"is missing from the checkpoint of step {step}")
-        if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
-            raise UserError(file, None, f"is corrupt (checkpoint of step {step}): sha256 or size differs")
+    """The manifest of a checkpoint that holds the files it names, each of that size and sha256, and no other.
+
+    UserError names the first file that is not so, and the step.
+    """
+    step = int(path.name.removeprefix("step-"))
+    try:
+        manifest = unsealed(value := read_json(path / MANIFEST))
+        if manifest is None or manifest["step"] != step or json_text(value).encode() != (path / MANIFEST).read_bytes():
+            raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): its own sha256 differs")
+        for name, entry in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise UserError(file, None, f"is missing from the checkpoint of step {step}")
+            if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
+                raise UserError(file, None, f"is corrupt (checkpoint of step {step}): sha256 or size differs")
+        for file in sorted(path.iterdir()):
+            if file.name not in (MANIFEST, *manifest["files"]):
+                raise UserError(file, None, f"is no part of the checkpoint of step {step}")
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(where, None, f"cannot be read (checkpoint of step {step}): {error.strerror}") from error
     return manifest
 
 

@@ -25,6 +25,9 @@ _MACHINE_FAULTS = {
     errno.EISDIR: "a folder stands where a file is needed",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "a link stands where a file is needed; remove it",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write elsewhere",
+    errno.EIO: "the disk or its file system fails; write elsewhere",
 }
 
 

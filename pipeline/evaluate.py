@@ -53,7 +53,11 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     )
     fewest = {sampler.kind: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
     add_cold_starts(work, {each.name: str(run.folder / each.name) for each in fewest.values()}, run.device)
-    shutil.copytree(work, stage, dirs_exist_ok=True)
+    for path in sorted(work.rglob("*")):  # copytree would hide a full disk in an error without a number
+        if path.is_dir():
+            (stage / path.relative_to(work)).mkdir()
+        else:
+            shutil.copyfile(path, stage / path.relative_to(work))
     return {"seed_blocks": config.seed_blocks}
 
 

@@ -13,7 +13,7 @@ from fewstep.errors import UserError
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold `folder`/.lock; UserError when another process holds it. The kernel frees it when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    with open(folder / ".lock", "a+", encoding="utf-8", opener=_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -28,3 +28,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    """A link in the lock's place is not followed: what it points to would be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

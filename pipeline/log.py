@@ -42,14 +42,14 @@ class TrainingLog:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _step(line: str) -> float:
-    """A line's step; infinity for a line that a full disk or a kill cut short."""
+    """A line's step; infinity for a line that a full disk, a kill or a power cut spoiled."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
         return math.inf
 
 

@@ -86,6 +86,7 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
@@ -126,12 +127,13 @@ class _Training:
                 objective.update(progress)
                 losses.append(taken.loss)
                 if self.log and (done % config.log_every == 0 or done == total):
-                    rate = (done - start) * config.batch_size / (time.monotonic() - began) / 1000
+                    seconds = time.monotonic() - began
+                    rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
                     mean = sum(losses) / len(losses)
                     losses.clear()
                     record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                     record |= {"grad_norm": taken.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                    self.log.write(record | {"seconds": time.monotonic() - began} | taken.log)
+                    self.log.write(record | {"seconds": seconds} | taken.log)
                     line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 stop = taken.signal if self.accelerator.num_processes > 1 else self.pending.number
                 if self.accelerator.is_main_process and (done % save_every == 0 or stop or done == total):

@@ -1,9 +1,9 @@
 """A run: data, teacher, student, evaluation and report, each made when it is missing or stale and not otherwise."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fewstep.eval.environment import environment
 from fewstep.eval.extractors import check_extractor, load_extractor
 from fewstep.eval.reference_file import read_reference
 from fewstep.eval.report import write_report
-from fewstep.files import sha256_file, sha256_json, write_bytes, write_json
+from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.checkpoint import latest_checkpoint
 from fewstep.pipeline.cli_config import config_yaml
 from fewstep.pipeline.config import Config
@@ -43,6 +43,7 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
         config = load_config(config)
     folder, clock = config.folder, time.monotonic()
     with run_lock(folder), raising_signals():
+        sweep(folder)
         job = Run(config)
         job.check(until)
         for name in STAGES[: STAGES.index(until) + 1]:
@@ -147,4 +148,5 @@ class Run(RunContext):
             }
             set_seed(self.config.seed)
             make_stage(folder, inputs, facts, build)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with suppress(OSError):
+            remove(checkpoints)

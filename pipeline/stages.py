@@ -11,24 +11,43 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fewstep.errors import UserError
-from fewstep.files import flatten, read_json, restore_folder, sha256_file, sha256_json, staged_folder, write_json
+from fewstep.files import (
+    flatten,
+    read_json,
+    restore_folder,
+    sealed,
+    sha256_file,
+    sha256_json,
+    staged_folder,
+    unsealed,
+    write_json,
+)
 from fewstep.progress import say
 
 MANIFEST = "manifest.json"
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished stage; UserError where it is not as it was written."""
+    value = read_json(folder / MANIFEST)
+    manifest = unsealed(value) if not isinstance(value, dict) or "sha256" in value else value
+    if manifest is None or not {"inputs", "outputs"} <= manifest.keys():
+        remedy = f"is corrupt (its own sha256 differs); remove {folder} to make it again"
+        raise UserError(folder / MANIFEST, None, remedy)
+    return manifest
+
+
 def stage_hash(folder: Path) -> str:
     """A hash of what a finished stage left: its outputs' sha256, for the stages that stand on it."""
-    return sha256_json(read_json(folder / MANIFEST)["outputs"])
+    return sha256_json(read_manifest(folder)["outputs"])
 
 
 def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether the stage's folder is whole and was made from these inputs; what is stale is said."""
     restore_folder(folder)
-    path = folder / MANIFEST
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         return False
-    manifest = read_json(path)
+    manifest = read_manifest(folder)
     if changed := _changed(manifest["inputs"], inputs):
         say(f"{folder.name}: stale ({', '.join(changed[:3])} changed since), made again")
         return False
@@ -42,7 +61,7 @@ def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
 
 def verify_outputs(folder: Path) -> None:
     """UserError naming the first file of a finished stage whose sha256 is not its manifest's."""
-    for name, output in read_json(folder / MANIFEST)["outputs"].items():
+    for name, output in read_manifest(folder)["outputs"].items():
         if sha256_file(folder / name) != output["sha256"]:
             raise UserError(folder / name, None, f"is corrupt (its sha256 changed); remove {folder} to make it again")
 
@@ -62,7 +81,8 @@ def make_stage(
         with staged_folder(folder) as stage:
             more = build(stage) or {}
             seconds = time.monotonic() - clock
-            write_json(stage / MANIFEST, manifest(stage, folder.name, inputs, seconds, started, facts | more))
+            value = manifest(stage, folder.name, inputs, seconds, started, facts | more)
+            write_json(stage / MANIFEST, sealed(value))
     except SafetensorError as error:
         if (code := re.search(r"os error (\d+)", str(error))) is None:
             raise

@@ -51,8 +51,12 @@ def device() -> torch.device:
     return torch.device(name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test marked gpu skips where torch sees no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked soak where -m does not name it; skip those marked gpu where torch sees no CUDA device."""
+    if "soak" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if torch.cuda.is_available():
         return
     for item in items:

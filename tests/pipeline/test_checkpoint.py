@@ -122,7 +122,7 @@ def test_swapped_folders_are_noticed(two):
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
-def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path, place, bit):
+def test_every_flipped_bit_of_a_manifest_is_named(tmp_path, place, bit):
     path = tmp_path / "step-000000004"
     if not path.exists():
         save_checkpoint(tmp_path, 4, state(4), HASH, keep=2)
@@ -130,12 +130,9 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path, place, bit)
     data = bytearray(sound)
     data[place % len(data)] ^= 1 << bit
     try:
-        expected = verify_checkpoint(path)
         (path / MANIFEST).write_bytes(data)
-        try:
-            assert verify_checkpoint(path) == expected  # a space became another white space
-        except UserError as error:
-            assert MANIFEST in str(error)  # noqa: PT017 - either outcome is right
+        with pytest.raises(UserError, match=MANIFEST):
+            verify_checkpoint(path)
     finally:
         (path / MANIFEST).write_bytes(sound)
 

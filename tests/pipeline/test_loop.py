@@ -80,6 +80,16 @@ def test_training_neither_uses_nor_needs_the_state_of_the_global_generator(train
     assert other.hashes(STEPS) == whole.hashes(STEPS)
 
 
+def test_gradients_left_from_before_training_are_part_of_no_step(training, whole, denoising):
+    left = denoising()
+    for parameter in left.network.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    other = training("other")
+    other.run(left)
+    assert other.trace() == whole.trace()
+    assert other.hashes(STEPS) == whole.hashes(STEPS)
+
+
 def test_the_gradient_of_a_sliced_batch_is_the_mean_over_its_slices(training, denoising):
     sliced = training(slices=4, gradient_clip=1e9, kimg=0.008, warmup_kimg=0.0, checkpoint_kimg=1)
     objective, grads = denoising(dropout=0.0), []
@@ -201,16 +211,16 @@ def test_golden_loss_trace_of_a_teacher(training):
 TWO = """
 import os, signal, sys
 from pathlib import Path
-import conftest
+import small_training
 from accelerate import Accelerator
 from fewstep.pipeline.loop import train
-training = conftest.Training(Path(sys.argv[1]), slices=2)
+training = small_training.Training(Path(sys.argv[1]), slices=2)
 accelerator = Accelerator(cpu=True)
 def after(step):
     if accelerator.process_index == 1 and step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGTERM)
 try:
-    train(conftest.Denoising(after), training.job, accelerator)
+    train(small_training.Denoising(after), training.job, accelerator)
 except SystemExit as left:
     print(f"process {accelerator.process_index} left with {left.code}", flush=True)
     accelerator.wait_for_everyone()
@@ -222,10 +232,10 @@ def two_processes(folder, training, signalled_after=0):
     script = folder / "two.py"
     script.write_text(textwrap.dedent(TWO))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    here = os.path.dirname(os.path.abspath(__file__))
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
         [*launch, str(script), str(training.job.checkpoints.parent), str(signalled_after)],
-        env={**os.environ, "PYTHONPATH": here, "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "PYTHONPATH": tests, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=500,
