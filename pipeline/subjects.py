@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from fewstep.errors import UserError, first_line
+from fewstep.eval.array_file import array_sizes, read_arrays
 from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages
 from fewstep.eval.reference import sha256_images
@@ -188,17 +188,11 @@ def _read_folder(path: Path) -> Tensor:
 
 def _read_npz(path: Path) -> Tensor:
     """uint8 [N, C, H, W] of `arr_0`, or of the only array, which is uint8 [N, H, W, C] with 1 or 3 channels."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-            name = "arr_0" if "arr_0" in names or len(names) != 1 else names[0]
-            if name not in names:
-                raise UserError(path, None, f"holds {len(names)} arrays, none of them arr_0: which are the images?")
-            images = arrays[name]
-    except (BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, None, f"cannot be read as an .npz of images ({first_line(error)})") from None
+    names = list(array_sizes(path, path))
+    name = "arr_0" if "arr_0" in names or len(names) != 1 else names[0]
+    if name not in names:
+        raise UserError(path, None, f"holds {len(names)} arrays, none of them arr_0: which are the images?")
+    (images,) = read_arrays(path, path, [name])
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         remedy = f"holds {images.dtype} {images.shape}; needed is uint8 [N, H, W, C] with 1 or 3 channels"
         raise UserError(path, None, remedy)
