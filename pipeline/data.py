@@ -21,6 +21,8 @@ from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.data_source import open_split, quiet_libraries
 
+_CLASSES = range(2**31)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
@@ -119,8 +121,6 @@ def _labels(
     if all(isinstance(label, int) and label in _CLASSES for label in found):
         return torch.tensor(found, dtype=torch.int64), class_names
     if column is not None:
-        row, label = next(
-            (row, label) for row, label in enumerate(found) if not isinstance(label, int) or not 0 <= label < 2**31
-        )
+        row, label = next((row, label) for row, label in enumerate(found) if label not in _CLASSES)
         raise UserError("data.label_column", column, f"row {row} has the label {label!r}: not a class")
     return None, None
