@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.errors import UserError
-from fewstep.files import read_json, sha256_file, sha256_json, staged_folder, write_json
+from fewstep.errors import UserError, unreadable
+from fewstep.files import check_form, read_json, sha256_file, sha256_json, staged_folder, write_json
 
 MANIFEST = "MANIFEST.json"
+FORM = {"step": int, "config_hash": str, "losses": [float], "files": {str: {"sha256": str, "size": int}}}
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -62,8 +63,11 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file has the size and sha256 that it names; else UserError."""
     manifest, step = read_json(path / MANIFEST), int(path.name.removeprefix("step-"))
     digest = manifest.pop("sha256", None) if isinstance(manifest, dict) else None
-    if digest != sha256_json(manifest) or manifest["step"] != step:
+    with unreadable(path / MANIFEST, f"is corrupt (checkpoint of step {step})"):
+        sound = digest == sha256_json(manifest) and manifest["step"] == step
+    if not sound:
         raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): its own sha256 differs")
+    check_form(path / MANIFEST, manifest, FORM)
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():

@@ -81,11 +81,12 @@ def open_split(config: DataConfig, split: str) -> Rows:
     kind, _, place = config.source.partition(":")
     with _library_errors(config.source):
         import datasets  # two seconds of imports that the digits do not need
+        from datasets import config as config_of_datasets
 
         folders: tuple[Path, ...] = ()
         if kind == "hub":
             dataset = _open_hub(config, place, split)
-            folders = (Path(datasets.config.HF_CACHE_HOME), Path(datasets.config.HF_DATASETS_CACHE))
+            folders = (Path(config_of_datasets.HF_CACHE_HOME), Path(config_of_datasets.HF_DATASETS_CACHE))
         else:
             path = Path(place).expanduser()
             if not path.exists():

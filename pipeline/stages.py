@@ -15,11 +15,12 @@ from fewstep.files import flatten, read_json, restore_folder, sha256_file, sha25
 from fewstep.progress import say
 
 MANIFEST = "manifest.json"
+FORM = {"inputs": {}, "outputs": {str: {"sha256": str, "size": int}}}
 
 
 def stage_hash(folder: Path) -> str:
     """A hash of what a finished stage left: its outputs' sha256, for the stages that stand on it."""
-    return sha256_json(read_json(folder / MANIFEST)["outputs"])
+    return sha256_json(read_json(folder / MANIFEST, FORM)["outputs"])
 
 
 def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -28,7 +29,7 @@ def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
     path = folder / MANIFEST
     if not path.exists():
         return False
-    manifest = read_json(path)
+    manifest = read_json(path, FORM)
     if changed := _changed(manifest["inputs"], inputs):
         say(f"{folder.name}: stale ({', '.join(changed[:3])} changed since), made again")
         return False
@@ -42,7 +43,7 @@ def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
 
 def verify_outputs(folder: Path) -> None:
     """UserError naming the first file of a finished stage whose sha256 is not its manifest's."""
-    for name, output in read_json(folder / MANIFEST)["outputs"].items():
+    for name, output in read_json(folder / MANIFEST, FORM)["outputs"].items():
         if sha256_file(folder / name) != output["sha256"]:
             raise UserError(folder / name, None, f"is corrupt (its sha256 changed); remove {folder} to make it again")
 

@@ -7,14 +7,14 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError, first_line
 
-MOST_JSON = 100_000_000  # bytes
+MOST_JSON, DEEPEST_JSON = 100_000_000, 100  # bytes; lists and objects inside one another
 Form = Any
 """What a JSON value has to look like: see `check_form`."""
 
@@ -66,8 +66,16 @@ def read_json(path: Path, form: Form = object) -> Any:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(path, None, f"is not valid JSON ({first_line(error)})") from None
+    level, depth = [value], 0
+    while level := [item for each in level if isinstance(each, dict | list) for item in _items(each)]:
+        if (depth := depth + 1) > DEEPEST_JSON:
+            raise UserError(path, None, f"is JSON nested more than {DEEPEST_JSON} deep")
     check_form(path, value, form)
     return value
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def check_form(where: object, value: Any, form: Form) -> None:
