@@ -92,8 +92,8 @@ def _sizes(value: object, depth: int = 0) -> Iterator[int]:
     if depth > 10:
         raise ValueError("it is nested more than 10 deep")
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided:
-            raise ValueError("it holds a sparse tensor")
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise ValueError("it holds a sparse or quantized tensor, or one without values")
         yield value.numel() * value.element_size()
     elif isinstance(value, np.ndarray):
         yield value.nbytes

@@ -89,7 +89,7 @@ def _checked(path: Path, mu: object, sigma: object, extractor: Extractor) -> Sta
 
 
 def _float64(path: Path, name: str, value: object) -> NDArray[np.float64]:
-    array = np.asarray(value)
+    array = value.double().numpy() if isinstance(value, Tensor) and not value.is_complex() else np.asarray(value)
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(KEY, str(path), f"its {name} is not made of finite numbers")
     return array.astype(np.float64)

@@ -70,6 +70,8 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     check_form(path / MANIFEST, manifest, FORM)
     for name, entry in manifest["files"].items():
         file = path / name
+        if not re.fullmatch(r"[\w.-]{1,100}", name):
+            raise UserError(path / MANIFEST, name, f"is no file of a checkpoint (of step {step})")
         if not file.is_file():
             raise UserError(file, None, f"is missing from the checkpoint of step {step}")
         if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:

@@ -1,0 +1,40 @@
+"""Fuzz one target under coverage: python tests/hostile/fuzz_run.py TARGET [SECONDS] (atheris, of the extra `fuzz`).
+
+An input may cost a UserError. Anything else ends the fuzzing and leaves the input in build/fuzz/TARGET: put it into
+tests/hostile/corpus.json, from which the default tests replay every input.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["fewstep", "yaml", "zipfile", "json", "PIL", "jsonargparse", "numpy.lib"]):
+    import fuzz
+
+    from fewstep.errors import UserError
+
+
+def main(name: str, seconds: int = 60) -> None:
+    """Fuzz for so many seconds; libFuzzer prints executions and coverage at the end."""
+    found = Path("build/fuzz") / name
+    seeds = found / "corpus"
+    seeds.mkdir(parents=True, exist_ok=True)
+    for index, data in enumerate([*fuzz.sound()[name], *fuzz.corpus().get(name, {}).values()]):
+        (seeds / f"seed-{index}").write_bytes(data)
+    with tempfile.TemporaryDirectory() as place:
+
+        def once(data: bytes) -> None:
+            try:
+                fuzz.TARGETS[name](Path(place), data)
+            except UserError as error:
+                assert str(error).isprintable()
+
+        options = [f"-max_total_time={seconds}", f"-artifact_prefix={found}/", "-timeout=20", "-rss_limit_mb=4096"]
+        atheris.Setup([sys.argv[0], *options, "-max_len=16384", "-print_final_stats=1", str(seeds)], once)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:3]))
