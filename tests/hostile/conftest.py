@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-import pickle
+import pickle  # noqa: TID251 - to make what must not be read
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +14,12 @@ from fewstep.errors import LONGEST, UserError
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """What is inside must raise a UserError of one printable line."""
+def refusing(says: str = "") -> Iterator[None]:
+    """What is inside must raise a UserError of one printable line in which `says` stands."""
     with pytest.raises(UserError) as caught:
         yield
     check_line(str(caught.value))
+    assert says in str(caught.value)
 
 
 @contextmanager
@@ -46,13 +47,13 @@ class Shell:
         return os.mkdir, (self.path,)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def refused():
     """`with refused():` around what must be refused in one line."""
     return refusing
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def borne():
     """`with borne():` around what may be refused in one line, and must raise nothing else."""
     return bearing

@@ -29,7 +29,8 @@ def main(name: str, seconds: int = 60) -> None:
             try:
                 fuzz.TARGETS[name](Path(place), data)
             except UserError as error:
-                assert str(error).isprintable()
+                if not str(error).isprintable():
+                    raise
 
         options = [f"-max_total_time={seconds}", f"-artifact_prefix={found}/", "-timeout=20", "-rss_limit_mb=4096"]
         atheris.Setup([sys.argv[0], *options, "-max_len=16384", "-print_final_stats=1", str(seeds)], once)
