@@ -13,6 +13,7 @@ from fewstep.files import read_json
 
 LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
+SIDES = range(1, 4097)  # pixels
 LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
 Scheduler = TypeVar("Scheduler", DDPMScheduler, CMStochasticIterativeScheduler)
 
@@ -70,6 +71,6 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
             raise UserError(source, None, f"the weights in unet/ are not its config's: {kind} {sorted(info[kind])[:3]}")
     size = unet.config["sample_size"]
     sides = [size] if isinstance(size, int) else size
-    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or not all(isinstance(s, int) for s in sides):
+    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):
         raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
     return unet, scheduler

@@ -50,13 +50,12 @@ def read_bounded(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
             raise UserError(path, None, f"is {what}: a file is needed")
+        if status.st_size > most:
+            raise UserError(path, None, f"is longer than {most:,} bytes: it cannot be what is needed here")
         with open(path, "rb") as file:
-            data = file.read(min(status.st_size, most) + 1)
+            return file.read(most)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(path, None, "no such file") from None
-    if len(data) > most:
-        raise UserError(path, None, f"is longer than {most:,} bytes: it cannot be what is needed here")
-    return data
 
 
 def read_json(path: Path, form: Form = object) -> Any:
