@@ -18,6 +18,7 @@ from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data import load_data
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 
+MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"II*\x00", b"BM", b"P6 9 9 255 ", b"")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 
 
@@ -136,9 +137,10 @@ def test_an_image_file_of_any_length_is_not_read_whole(tmp_path, refused):
         decode(tmp_path / "long.png")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"PAR1", b"PAR1" + bytes(64) + b"PAR1", b"PAR1\xff\xff\xff\x7fPAR1", os.urandom(200)]
-)
+PAR = b"PAR1"
+
+
+@pytest.mark.parametrize("data", [b"", PAR, PAR + bytes(64) + PAR, b"PAR1\xff\xff\xff\x7fPAR1", os.urandom(200)])
 def test_a_parquet_file_that_is_none_is_one_line(tmp_path, refused, data):
     (tmp_path / "x.parquet").write_bytes(data)
     with refused("x.parquet"):
