@@ -2,12 +2,14 @@
 # downloads is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-gpu soak lint typecheck report readme clean
+.PHONY: help run test test-slow test-gpu soak fuzz coverage lint typecheck report readme clean
 
 BIN := .venv/bin
 CONFIG ?= digits
 RUN ?= runs/digits
 ARGS ?=
+TARGETS ?= safetensors npz pt pt2 rating config checkpoint image results
+SECONDS_EACH ?= 60
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
@@ -30,6 +32,16 @@ test-gpu: .venv/.stamp-dev  ## the test suite with its models on a CUDA device
 
 soak: .venv/.stamp-dev  ## hundreds of injected faults and a table of what was survived; SOAK_KILLS=20 makes it short
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m soak $(ARGS)
+
+fuzz: .venv/.stamp-fuzz  ## fuzz what parses bytes: SECONDS_EACH for each of TARGETS; findings go to build/fuzz
+	@for target in $(TARGETS); do \
+		$(BIN)/python tests/hostile/fuzz_run.py $$target $(SECONDS_EACH) || exit 1; \
+	done
+
+coverage: .venv/.stamp-dev  ## which `raise UserError` the tests execute (ARGS: which tests; default: all but slow ones)
+	$(BIN)/python -m coverage run --data-file=build/.coverage --source=fewstep,pipeline,teachers,students,eval \
+		-m pytest -q -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python tests/error_coverage.py build/.coverage
 
 lint: .venv/.stamp-dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -68,4 +80,9 @@ endef
 # On top of that, what the tests and checks need.
 .venv/.stamp-dev: .venv/.stamp-run
 	$(call install,'.[dev]')
+	@touch $@
+
+# And what fuzzing needs.
+.venv/.stamp-fuzz: .venv/.stamp-dev
+	$(call install,'.[fuzz]')
 	@touch $@

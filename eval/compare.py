@@ -10,7 +10,7 @@ from scipy.stats import ttest_ind, ttest_rel
 from fewstep.errors import UserError
 from fewstep.eval.protocol import Protocol, check_same, slug
 from fewstep.eval.report_text import number
-from fewstep.files import read_json
+from fewstep.files import check_form, read_json
 
 SIGNIFICANT = 0.05
 METRICS = {  # 1: more is better
@@ -27,6 +27,15 @@ TITLES = {  # that of "fd" is the metric's own
     "inception_score": "Inception Score",
     "copies": "near-copies",
     "copies_in_features": "near-copies in features",
+}
+RESULTS: dict[str, Any] = {  # what a comparison needs of results.json
+    "benchmark": {
+        "protocol": {"reference": {}, "extractor": {}, "images": int, "encoding": str, "hash": str},
+        "metric_name": str,
+    },
+    "samplers": [
+        {"name": str, "quality": (None, {"seeds": [int], "metrics": {str: {"mean": float, "values": [float]}}})}
+    ],
 }
 
 
@@ -72,13 +81,16 @@ def read_results(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict) or not {"benchmark", "samplers"} <= value.keys():
         raise UserError("--against", str(path), "is not the results.json of a report")
+    check_form(path, value, RESULTS)
     return value
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
     """What a benchmark left in `folder`, in the form of results.json."""
-    value = read_json(folder / "benchmark.json")
-    samplers = [read_json(folder / "samplers" / f"{slug(name)}.json") for name in value["sampler_order"]]
+    value = read_json(folder / "benchmark.json", RESULTS["benchmark"] | {"sampler_order": [str]})
+    samplers = [
+        read_json(folder / "samplers" / f"{slug(name)}.json", RESULTS["samplers"][0]) for name in value["sampler_order"]
+    ]
     return {"benchmark": value, "samplers": samplers}
 
 
@@ -97,7 +109,8 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
         for metric in METRICS.keys() & quality["metrics"].keys() & old["metrics"].keys():
             values = [part["metrics"][metric]["values"] for part in (old, quality)]
             means = [part["metrics"][metric]["mean"] for part in (old, quality)]
-            p = _significance(*values, paired=old["seeds"] == quality["seeds"])
+            paired = old["seeds"] == quality["seeds"] and len(values[0]) == len(values[1])
+            p = _significance(*values, paired=paired)
             changes.append(Change(sampler=sampler["name"], metric=metric, before=means[0], now=means[1], p=p))
     if not changes:
         remedy = f"judges none of {', '.join(sampler['name'] for sampler in now['samplers'])}: nothing to compare"

@@ -11,6 +11,7 @@ from fewstep.errors import UserError
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
 
+LONGEST_SIDE = 4096  # pixels
 ENCODING = "uint8 = round(127.5 x + 127.5) clamped to 0..255, x in [-1, 1]"
 
 
@@ -23,6 +24,14 @@ def to_uint8(x: Tensor) -> Tensor:
     if not bool(finite.all()):
         raise ValueError(f"image {int((~finite).nonzero()[0])} of the batch is not finite")
     return (x.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_size(name: object, shape: Sequence[object]) -> None:
+    """UserError unless a model's shape (C, H, W) is that of an image: sides of 1 to 4,096 pixels, 1 to 64 channels."""
+    limits = (64, LONGEST_SIDE, LONGEST_SIDE)
+    if len(shape) != 3 or not all(isinstance(n, int) and 1 <= n <= most for n, most in zip(shape, limits, strict=True)):
+        remedy = f"makes images (C, H, W) = {tuple(shape)}; sides are 1 to {LONGEST_SIDE:,} pixels"
+        raise UserError(name, None, remedy)
 
 
 def check_varied(name: str, images: Tensor) -> None:

@@ -37,6 +37,8 @@ class Protocol:
     def from_json(cls, value: dict[str, Any]) -> "Protocol":
         """Inverse of to_json; UserError when the fields do not give the stored hash."""
         fields = {key: entry for key, entry in value.items() if key != "hash"}
+        if unknown := fields.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise UserError("protocol", sorted(unknown)[0], "is no field of a protocol of this version: measure again")
         protocol = cls(**fields)
         if value["hash"] != protocol.hash:
             remedy = "the protocol was changed after it was stored; measure again"

@@ -16,22 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, unreadable
 from fewstep.eval.extractors import Extractor, sha256_tensors
 from fewstep.eval.floor import half_distances
 from fewstep.eval.images import TensorImages, check_varied, full_range_share
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.eval.overlap import each_batch
-from fewstep.files import canonical_json, read_json, sealed, sha256_json, unsealed, write_bytes, write_json
+from fewstep.files import (
+    canonical_json,
+    check_form,
+    read_json,
+    sealed,
+    sha256_json,
+    unsealed,
+    write_bytes,
+    write_json,
+)
 from fewstep.progress import ProgressLine
 
 logger = logging.getLogger("fewstep")
 BATCH = 200  # images in work at a time
+DAMAGED = "is no reference that fewstep wrote, or is damaged"
+PROVENANCE = {"dataset": str, "split": (str, None), "count": int, "sha256": str, "extractor_name": str}
 
 
 @dataclass(frozen=True)
@@ -131,9 +142,9 @@ def _cache_errors(path: Path) -> Iterator[None]:
 
 def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """What `write_features` wrote: features [M, D] and their provenance; UserError where the file is damaged."""
-    with _reading(path), safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        features, provenance = file.get_tensor("features"), _provenance(path, metadata)
+    provenance = read_provenance(path)
+    with unreadable(path, DAMAGED), safe_open(path, "pt") as file:
+        metadata, features = file.metadata() or {}, file.get_tensor("features")
     if sha256_tensors({"features": features}) != metadata.get("sha256_tensors"):
         raise UserError(path, None, "is damaged: its features do not give the hash stored with them")
     return features, provenance
@@ -141,24 +152,13 @@ def read_features(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance in a file of `write_features`, without its features; UserError where it cannot be read."""
-    with _reading(path), safe_open(path, "pt") as file:
-        return _provenance(path, file.metadata() or {})
-
-
-def _provenance(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    if metadata.get("sha256_provenance") not in (None, sha256_json(metadata["provenance"])):
-        raise UserError(path, None, "is damaged: its provenance does not give the hash stored with it")
-    return json.loads(metadata["provenance"])
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(path, None, f"is no reference that fewstep wrote, or is damaged ({error})") from None
+    with unreadable(path, DAMAGED), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        provenance = json.loads(metadata["provenance"])
+        if metadata.get("sha256_provenance") not in (None, sha256_json(metadata["provenance"])):
+            raise UserError(path, None, "is damaged: its provenance does not give the hash stored with it")
+    check_form(path, provenance, PROVENANCE)
+    return provenance
 
 
 def _read(path: Path) -> Tensor | None:

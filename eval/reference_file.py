@@ -4,19 +4,16 @@ Ours holds the features, so every metric can be measured against it, and names i
 others are mean and covariance, or bare features, of whatever made them: the file's sha256 stands in the protocol.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError
+from fewstep.eval.array_file import array_sizes, read_arrays, read_torch
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.eval.reference import Reference, read_features, read_provenance
@@ -24,7 +21,6 @@ from fewstep.files import sha256_file
 
 KEY = "eval.reference"
 FORMS = "a .safetensors of fewstep reference, a .pt of torch-fidelity's cache, or an .npz with mu and sigma"
-_PICKLED_BY_NUMPY = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:
@@ -48,23 +44,18 @@ def reference_extractor(path: Path) -> str | None:
 
 def _ours(path: Path, extractor: Extractor) -> Reference:
     features, provenance = read_features(path)
-    made_with = {key: provenance.pop(f"extractor_{key}") for key in extractor.to_json()}
+    made_with = {key: provenance.pop(f"extractor_{key}", None) for key in extractor.to_json()}
     for key, ours in extractor.to_json().items():
         if made_with[key] != ours:
             remedy = f"was made with another extractor ({key} {made_with[key]!r}, not {ours!r}): make it again"
             raise UserError(KEY, str(path), remedy)
+    _check_features(path, features, extractor)
     return Reference(provenance, features, statistics(features))
 
 
 def _torch_fidelity(path: Path, extractor: Extractor) -> Reference:
     """`*-stat-fid-2048.pt` (a dictionary of mu and sigma) or `*-features-2048.pt` (a tensor [M, D])."""
-    from numpy._core.multiarray import _reconstruct  # what a pickled array calls; not public, and harmless
-
-    try:
-        with torch.serialization.safe_globals([_reconstruct, *_PICKLED_BY_NUMPY]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(KEY, str(path), f"cannot be read as a cache of torch-fidelity ({first_line(error)})") from None
+    value = read_torch(KEY, path, "a cache of torch-fidelity")
     if isinstance(value, Tensor):
         _check_features(path, value, extractor)
         return Reference(_provenance(path, len(value)), value.float(), statistics(value.float()))
@@ -75,28 +66,15 @@ def _torch_fidelity(path: Path, extractor: Extractor) -> Reference:
 
 def _npz(path: Path, extractor: Extractor) -> Reference:
     most = 8 * extractor.dim**2 + 1000  # bytes of a float64 covariance and its header
-    with _npz_errors(path):
-        with ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-        missing = [name for name in ("mu", "sigma") if f"{name}.npy" not in sizes]
-        if missing:
-            raise UserError(KEY, str(path), f"holds no {' and no '.join(missing)}")
-        if max(sizes["mu.npy"], sizes["sigma.npy"]) > most:
-            remedy = f"its mu or sigma is larger than {extractor.dim} features need: made with another extractor"
-            raise UserError(KEY, str(path), remedy)
-        with np.load(path, allow_pickle=False) as arrays:
-            mu, sigma = arrays["mu"], arrays["sigma"]
+    sizes = array_sizes(KEY, path)
+    missing = [name for name in ("mu", "sigma") if name not in sizes]
+    if missing:
+        raise UserError(KEY, str(path), f"holds no {' and no '.join(missing)}")
+    if max(sizes["mu"], sizes["sigma"]) > most:
+        remedy = f"its mu or sigma is larger than {extractor.dim} features need: made with another extractor"
+        raise UserError(KEY, str(path), remedy)
+    mu, sigma = read_arrays(KEY, path, ("mu", "sigma"))
     return Reference(_provenance(path, None), None, _checked(path, mu, sigma, extractor))
-
-
-@contextmanager
-def _npz_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise UserError(KEY, str(path), f"cannot be read as an .npz of arrays ({first_line(error)})") from None
 
 
 def _checked(path: Path, mu: object, sigma: object, extractor: Extractor) -> Statistics:
@@ -111,13 +89,15 @@ def _checked(path: Path, mu: object, sigma: object, extractor: Extractor) -> Sta
 
 
 def _float64(path: Path, name: str, value: object) -> NDArray[np.float64]:
-    array = np.asarray(value)
+    array = value.double().numpy() if isinstance(value, Tensor) and not value.is_complex() else np.asarray(value)
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(KEY, str(path), f"its {name} is not made of finite numbers")
     return array.astype(np.float64)
 
 
 def _check_features(path: Path, features: Tensor, extractor: Extractor) -> None:
+    if not features.is_floating_point():
+        raise UserError(KEY, str(path), f"its features are {features.dtype}, not floating-point numbers")
     if features.dim() != 2 or features.shape[1] != extractor.dim or len(features) < 4:
         remedy = f"holds features {tuple(features.shape)}; needed are 4 or more rows of {extractor.dim}"
         raise UserError(KEY, str(path), f"{remedy} ({extractor.name})")

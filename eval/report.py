@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from fewstep.errors import unreadable
 from fewstep.eval import plots
 from fewstep.eval.report_images import grid, image_side, neighbours, strip
 from fewstep.eval.report_inputs import RunFiles, read_run
@@ -25,7 +26,7 @@ from fewstep.eval.report_text import (
     rows,
     short_label,
 )
-from fewstep.files import flatten, staged_folder, write_bytes, write_json
+from fewstep.files import canonical_json, flatten, staged_folder, write_bytes, write_json
 
 
 def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
@@ -35,13 +36,16 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
     UserError: a file of the run is missing (named with the command that makes it), or results of different
     protocols would stand in one table (the field is named).
     """
-    run = read_run(Path(run_dir), commands)
-    results = {"format": 1, "name": run.results["name"], "headline": headline(run.results), **run.results}
+    with unreadable(run_dir, "holds a file that fewstep did not write, or not this version of it"):
+        run = read_run(Path(run_dir), commands)
+        results = {"format": 1, "name": run.results["name"], "headline": headline(run.results), **run.results}
+        markdown, page = results_markdown(results).encode(), _page(run, results).encode()
+        canonical_json(results)  # refuses what is no number
     report = Path(run_dir) / "report"
     with staged_folder(report) as stage:
         write_json(stage / "results.json", results)
-        write_bytes(stage / "results.md", results_markdown(results).encode())
-        write_bytes(stage / "index.html", _page(run, results).encode())
+        write_bytes(stage / "results.md", markdown)
+        write_bytes(stage / "index.html", page)
     return report / "index.html"
 
 

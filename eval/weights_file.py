@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError, unreadable
+from fewstep.eval.array_file import read_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +54,11 @@ class PublishedWeights:
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """The tensors of a file by name, on the CPU; UserError: it cannot be read, or holds something else."""
-        try:
-            if path.suffix == ".safetensors":
-                tensors = load_file(path)
-            else:
-                # The one place that opens a pickle of a user's weights: weights_only reads tensors and runs no code.
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            remedy = f"cannot be read as safetensors or as a .pth of tensors ({first_line(error)})"
-            raise UserError(self.key, str(path), remedy) from None
-        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise UserError(self.key, str(path), "does not hold a dictionary of named tensors")
-        return tensors
+        what = "safetensors or as a .pth of tensors"
+        if path.suffix != ".safetensors":
+            return read_tensors(self.key, path, what)
+        with unreadable(self.key, f"cannot be read as {what}", str(path)):
+            return load_file(path)
 
     def check(self, path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
         """UserError where the tensors of a file are not those expected, by name and shape."""

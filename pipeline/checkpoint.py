@@ -15,9 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.files import json_text, read_json, remove, sealed, sha256_file, staged_folder, unsealed, write_json
+from fewstep.files import (
+    check_form,
+    json_text,
+    read_json,
+    remove,
+    sealed,
+    sha256_file,
+    staged_folder,
+    unsealed,
+    write_json,
+)
 
 MANIFEST = "MANIFEST.json"
+FORM = {"step": int, "config_hash": str, "losses": [float], "files": {str: {"sha256": str, "size": int}}}
 _NAME = re.compile(r"step-(\d{9})")
 _LEFTOVER = re.compile(r"\.step-\d{9}\.(new|old)")
 
@@ -69,10 +80,15 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     step = int(path.name.removeprefix("step-"))
     try:
         manifest = unsealed(value := read_json(path / MANIFEST))
-        if manifest is None or manifest["step"] != step or json_text(value).encode() != (path / MANIFEST).read_bytes():
+        if manifest is None or json_text(value).encode() != (path / MANIFEST).read_bytes():
             raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): its own sha256 differs")
+        check_form(path / MANIFEST, manifest, FORM)
+        if manifest["step"] != step:
+            raise UserError(path / MANIFEST, None, f"is corrupt (checkpoint of step {step}): it is of another step")
         for name, entry in manifest["files"].items():
             file = path / name
+            if not re.fullmatch(r"[\w.-]{1,100}", name):
+                raise UserError(path / MANIFEST, name, f"is no file of a checkpoint (of step {step})")
             if not file.is_file():
                 raise UserError(file, None, f"is missing from the checkpoint of step {step}")
             if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, printable
 
 _MACHINE_FAULTS = {
     errno.ENOSPC: "free some space, or write elsewhere",
@@ -25,9 +25,9 @@ _MACHINE_FAULTS = {
     errno.EISDIR: "a folder stands where a file is needed",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.ELOOP: "a link stands where a file is needed; remove it",
+    errno.ELOOP: "a link leads to itself, or stands where a file is needed",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write elsewhere",
-    errno.EIO: "the disk or its file system fails; write elsewhere",
+    errno.EIO: "the disk or the network cannot be read or written",
 }
 
 
@@ -63,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"fewstep: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fewstep: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    for argument in argv:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python spells bytes that are no UTF-8
+            raise UserError("argument", argument, "is not UTF-8 text: give the file or folder another name")
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
         _print_help()

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.errors import UserError
 from fewstep.pipeline.cli_parser import Parser, check_parent
 from fewstep.pipeline.config_checks import whole
+from fewstep.progress import say
 
 _MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
 _SEEDS = 4096
@@ -72,7 +73,7 @@ def rate(argv: Sequence[str]) -> None:
         from fewstep.eval.rating import collect, rates_text
 
         rates, remarks = collect(given.collect)
-        print("\n".join([*remarks, *rates_text(rates)]))
+        say("\n".join([*remarks, *rates_text(rates)]))
         return
     _require_run(given.run)
     out = given.out or given.run / "rate.html"
@@ -116,7 +117,7 @@ def against(folder: Path, against: Against) -> int:
 
     now = read_measured(folder)
     changes = compare(read_results(against.results), now)
-    print("\n".join(comparison_text(changes, now["benchmark"]["metric_name"], against.bound)))
+    say("\n".join(comparison_text(changes, now["benchmark"]["metric_name"], against.bound)))
     return int(any(change.regressed(against.bound) for change in changes))
 
 

@@ -1,6 +1,6 @@
 """Checks of single configuration values: each raises UserError naming the dotted key, value and remedy."""
 
-import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 def whole(where: str, value: object, *, least: int, most: int | None = None) -> None:
-    """A whole number in [least, most]."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        upper = "" if most is None else f" and at most {most}"
+    """A whole number in [least, most], in any case below 2^53, up to which floats hold every one."""
+    largest = 2**53 if most is None else most
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= largest:
+        upper = f" and at most {largest}" if most is not None or (isinstance(value, int) and value > largest) else ""
         raise UserError(where, value, f"must be a whole number, at least {least}{upper}")
 
 
@@ -32,7 +33,7 @@ def number(
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
+        or not abs(value) <= sys.float_info.max
         or (least is not None and value < least)
         or (above is not None and value <= above)
         or (below is not None and value >= below)

@@ -6,6 +6,7 @@ Overrides come last. Types are read by jsonargparse; every fault is a UserError 
 
 import difflib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,14 +15,17 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
+from fewstep.files import read_bounded
 from fewstep.pipeline.config import Config
 
 DEFAULT_PRESET = "digits"
 _PRESETS = files("fewstep.pipeline") / "presets"
-_LARGEST_FILE = 1_000_000  # bytes
+_LARGEST_FILE = 100_000  # bytes; PyYAML takes time quadratic in it at worst
+_LONGEST_TEXT = 4096  # characters of a value, as many as a path may have
+_DEEPEST = 20  # mappings and lists inside one another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +125,39 @@ def file_values(source: str | Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise UserError(path, None, "is too large for a configuration")
+    data = read_bounded(path, _LARGEST_FILE)
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise UserError(path, None, "YAML aliases (*name) are not read: write the value out")
+        text = data.decode("utf-8")
+        if fault := _bomb(text):
+            raise UserError(path, None, f"{fault}: write the values out")
         nested = yaml.load(text, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or type(error).__name__
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise UserError(path, None, f"is not readable as YAML ({reason}{line})") from None
+    except (ValueError, ArithmeticError) as error:  # of a date, or a number of thousands of digits
+        if isinstance(error, UserError):
+            raise
+        raise UserError(path, None, f"is not readable as YAML ({first_line(error)})") from None
     if not isinstance(nested, dict):
         raise UserError(path, None, "must hold `key: value` lines")
     return nested
+
+
+def _bomb(text: str) -> str | None:
+    """What of a YAML text may take any time and memory to read; None where nothing does."""
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        opens = isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        opens = opens or isinstance(token, yaml.BlockSequenceStartToken | yaml.BlockMappingStartToken)
+        closes = isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken | yaml.BlockEndToken)
+        depth += opens - closes
+        if depth > _DEEPEST:
+            return f"holds YAML nested more than {_DEEPEST} deep"
+        if isinstance(token, yaml.AliasToken):
+            return "holds YAML aliases (*name), which are not read"
+    return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -181,7 +203,7 @@ def known_key(name: str, shown: str) -> str:
     inside = [key for key in keys if key.startswith(f"{name}.")]
     if inside:
         raise UserError(shown, None, f"is a section: give its keys, such as {inside[0]}")
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], keys, n=1, cutoff=0.6)
     close = close or [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {close[0]}?" if close else "see --help for the keys"
     raise UserError(shown, None, f"no such key; {hint}")
@@ -195,9 +217,18 @@ def read_value(name: str, value: object, where: Path | None = None) -> object:
         raise UserError(_at(where, name), "null", f"must be {_describe(kind)}")
     if optional and isinstance(value, str) and value.strip() in ("null", "None", "~"):
         return None
+    texts = value if isinstance(value, list | tuple) else [value]
+    for text in (text for text in texts if isinstance(text, str)):
+        if len(text) > _LONGEST_TEXT or "\0" in text:
+            raise UserError(
+                _at(where, name), _short(text), f"must be {_describe(kind)}, of {_LONGEST_TEXT} characters at most"
+            )
+        with suppress(yaml.YAMLError):  # what is no YAML is text
+            if fault := _bomb(text):
+                raise UserError(_at(where, name), _short(text), f"{fault}; must be {_describe(kind)}")
     try:
         return _reader(name).parse_object({"value": value}, defaults=False)["value"]
-    except ArgumentError:
+    except Exception:  # jsonargparse's own, and what Python raises over numbers without measure
         raise UserError(_at(where, name), _short(value), f"must be {_describe(kind)}") from None
 
 
@@ -210,7 +241,10 @@ def _reader(name: str) -> ArgumentParser:
 
 def _short(value: object) -> object:
     """The value, or the beginning of its text where that is long."""
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        return value
     return value if len(text) <= 80 else text[:80] + "..."
 
 

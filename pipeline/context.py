@@ -39,7 +39,7 @@ class RunContext:
     def data_facts(self) -> dict[str, Any]:
         """Provenance of the training images; what data.json keeps of them while the data section is the same."""
         path, section = self.folder / "data.json", self.config.to_dict()["data"]
-        if path.exists() and (kept := read_json(path)).get("config") == section:
+        if path.exists() and (kept := read_json(path, {})).get("config") == section:
             return kept
         return self.data.provenance | {"config": section}
 

@@ -6,6 +6,7 @@ place, and are recorded. Value range: uint8, [0, 255].
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.data_source import open_split, quiet_libraries
+
+_CLASSES = range(2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,14 @@ def load_data(config: DataConfig, split: str) -> ImageData:
     decoder = Decoder(image_size=config.image_size, channels=config.channels)
     arrays: list[np.ndarray] = []
     labels: list[Any] = []
+    held, most = 0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # bytes; they are put together once
     with pillow_warnings(), quiet_libraries():
         for row in rows:
             arrays.append(decoder.decode(row.name, row.encoded))
             labels.append(row.label)
+            if (held := held + arrays[-1].nbytes) > most:
+                remedy = f"its images take more than the half of this machine's memory after {len(arrays):,}"
+                raise UserError("data.source", config.source, f"{remedy}: set data.image_size to a smaller one")
     if not arrays:
         raise UserError("data.source", config.source, f"split {split!r} holds no images")
     values, names = _labels(labels, rows.class_names, config.label_column)
@@ -111,9 +118,9 @@ def _labels(
         class_names = tuple(sorted(set(found)))
         index = {name: number for number, name in enumerate(class_names)}
         return torch.tensor([index[label] for label in found]), class_names
-    if all(isinstance(label, int) and label >= 0 for label in found):
+    if all(isinstance(label, int) and label in _CLASSES for label in found):
         return torch.tensor(found, dtype=torch.int64), class_names
     if column is not None:
-        row, label = next((row, label) for row, label in enumerate(found) if not isinstance(label, int) or label < 0)
+        row, label = next((row, label) for row, label in enumerate(found) if label not in _CLASSES)
         raise UserError("data.label_column", column, f"row {row} has the label {label!r}: not a class")
     return None, None

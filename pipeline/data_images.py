@@ -10,7 +10,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fewstep.errors import UserError
+from fewstep.files import read_bounded
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may read an image as: none of its readers that start another program (EPS), none of odd formats."""
+MOST_BYTES = 2**29  # of an encoded image: more than Pillow's largest takes uncompressed
 _ORIENTATION = 0x0112  # EXIF tag
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -40,9 +44,17 @@ class Decoder:
         """uint8 [H, W, C] of an image file or of its bytes. UserError names an unsound image."""
         if encoded is None:
             raise UserError(name, None, "holds no image (null): remove the row")
+        data = read_bounded(encoded, MOST_BYTES) if isinstance(encoded, Path) else encoded
         try:
-            image = Image.open(io.BytesIO(encoded.read_bytes() if isinstance(encoded, Path) else encoded))
+            Image.init()  # fills Image.OPEN, in which a build of Pillow may lack some
+            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
             image.load()
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+                self._rotated = True
+            image = _plain(name, image)
+        except UserError:
+            raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = Image.MAX_IMAGE_PIXELS
             raise UserError(name, None, f"has more than {limit} pixels: make the image smaller") from None
@@ -50,14 +62,12 @@ class Decoder:
             raise
         except Exception as error:  # Pillow's readers raise anything on a damaged file
             raise UserError(name, None, f"is not a readable image ({_reason(error)}): replace it") from None
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-            self._rotated = True
         return self.fit(name, image)
 
     def fit(self, name: str, image: Image.Image) -> np.ndarray:
-        """uint8 [H, W, C] of a decoded image, converted and resized as configured."""
-        image = _plain(name, image)
+        """uint8 [H, W, C] of an 8-bit grey or colour image, converted and resized as configured."""
+        if 0 in image.size:
+            raise UserError(name, None, "has no pixels: remove it")
         if self._first is None:
             self._first = name, image.copy()
         image = self._sized(name, self._coloured(name, image))
@@ -96,6 +106,9 @@ class Decoder:
         self._resized = True
         scale = size / min(width, height)
         width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        if width * height > (Image.MAX_IMAGE_PIXELS or 2**27):
+            remedy = f"{image.width}x{image.height} is too long and narrow to resize to {size}: crop it"
+            raise UserError(name, None, remedy)
         left, top = (width - size) // 2, (height - size) // 2
         return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 

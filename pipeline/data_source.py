@@ -4,6 +4,7 @@ Local sources are streamed: nothing is copied into a cache. Hub data sets are ca
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ T = TypeVar("T")
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 _SHARD = re.compile(r"(?P<split>\w+?)-\d+-of-\d+")
 
 
@@ -41,6 +43,7 @@ class Rows:
 
     dataset: "Dataset | IterableDataset"
     place: str
+    folders: tuple[Path, ...]
     image_column: str
     label_column: str | None
     class_names: tuple[str, ...] | None
@@ -59,11 +62,18 @@ class Rows:
             if image["bytes"] is not None:
                 encoded = image["bytes"]
             else:
-                encoded = None if path is None else Path(path)
+                encoded = None if path is None else self._inside(where, path)
                 where = path or where
             label = None if self.label_column is None else row[self.label_column]
             yield Row(name=where, encoded=encoded, label=label)
             index += 1
+
+    def _inside(self, where: str, path: str) -> Path:
+        """The file that a row names: of the image folder, or of the hub's cache; a parquet file names none."""
+        found = Path(os.path.abspath(path))
+        if not any(found.is_relative_to(os.path.abspath(folder)) for folder in self.folders):
+            raise UserError(where, path, "names a file outside the data set, which is not read: put the image into it")
+        return found
 
 
 def open_split(config: DataConfig, split: str) -> Rows:
@@ -71,13 +81,17 @@ def open_split(config: DataConfig, split: str) -> Rows:
     kind, _, place = config.source.partition(":")
     with _library_errors(config.source):
         import datasets  # two seconds of imports that the digits do not need
+        from datasets import config as config_of_datasets
 
+        folders: tuple[Path, ...] = ()
         if kind == "hub":
             dataset = _open_hub(config, place, split)
+            folders = (Path(config_of_datasets.HF_CACHE_HOME), Path(config_of_datasets.HF_DATASETS_CACHE))
         else:
             path = Path(place).expanduser()
             if not path.exists():
                 raise UserError("data.source", config.source, "no such file or folder")
+            folders = (path,) if kind == "imagefolder" else ()
             dataset = (_open_parquet if kind == "parquet" else _open_folder)(config, path, split)
         features = dataset.features or {}
         image_column = _image_column(config, features)
@@ -89,6 +103,7 @@ def open_split(config: DataConfig, split: str) -> Rows:
     return Rows(
         dataset=dataset,
         place=f"{config.source} ({split})",
+        folders=folders,
         image_column=image_column,
         label_column=label_column,
         class_names=class_names,
@@ -99,6 +114,9 @@ def _open_hub(config: DataConfig, name: str, split: str) -> "Dataset":
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+        remedy = "is no id of a data set on the hub, or the name of a file or folder here; local data are parquet:PATH"
+        raise UserError("data.source", config.source, f"{remedy} or imagefolder:PATH")
     try:
         found = load_dataset(name)
     except DatasetNotFoundError:
@@ -113,6 +131,8 @@ def _open_hub(config: DataConfig, name: str, split: str) -> "Dataset":
 def _open_parquet(config: DataConfig, path: Path, split: str) -> "IterableDataset":
     shards: dict[str, list[str]] = {}
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+        if not file.is_file():
+            raise UserError(file, None, "is no regular file, or a link to nothing: remove it")
         shards.setdefault(_split_of(file), []).append(str(file))
     if not shards:
         raise UserError("data.source", config.source, "the folder holds no .parquet files")

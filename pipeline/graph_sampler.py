@@ -4,7 +4,7 @@ The interface is that of an exported student: one input `noise` float32 [B, C, H
 same shape, an image in [-1, 1]; the noise level, the scalings and the timestep are inside the graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError, unreadable
+from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 
 INPUT = "noise"
@@ -29,17 +30,21 @@ class OnnxSampler:
 
     def __init__(self, name: str, label: str, path: Path) -> None:
         onnx, runtime = _libraries(name)
-        try:
+        with unreadable(name, "cannot be loaded as an ONNX graph"):
             model = onnx.load(path, load_external_data=False)
+            for tensor in _tensors(model, onnx.TensorProto):
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    _check_external(name, path, tensor)
             self.network_parameters = sum(prod(tensor.dims) for tensor in model.graph.initializer)
             options = runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 4  # what is wrong is in the exception
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise UserError(name, None, f"cannot be loaded as an ONNX graph ({first_line(error)})") from None
         self.name, self.label = name, f"{label}, 1 step"
         self.shape = self._checked_shape()
-        self._checked_output()
+        check_size(name, self.shape)
+        with unreadable(name, "fails on a batch of 2"):
+            self._checked_output()
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] on the CPU; `labels` is not used."""
@@ -63,6 +68,25 @@ class OnnxSampler:
         if image.shape != (2, *self.shape) or image.dtype.name != "float32":
             remedy = f"gives {image.dtype.name} {image.shape} for two images {self.shape}; needed is float32, as large"
             raise UserError(self.name, None, remedy)
+
+
+def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - protobuf's classes are made at run time
+    """Every tensor of a protobuf message: of graphs, of graphs in attributes of nodes, of functions."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(item, kind)
+
+
+def _check_external(name: str, path: Path, tensor: Any) -> None:  # noqa: ANN401 - as above
+    """UserError unless a tensor's data are in a file beside the graph, itself and no link to another."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    file = path.parent / location
+    if not location or Path(location).name != location or file.is_symlink() or not file.is_file():
+        remedy = f"has weights in {location!r}, which is no file beside it: put it there, or save the graph in one file"
+        raise UserError(name, None, remedy)
 
 
 def _libraries(name: str) -> tuple[Any, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError, first_line, unreadable
+from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 from fewstep.pipeline.program_file import read_program
 
@@ -24,9 +25,11 @@ class ProgramSampler:
 
     def __init__(self, name: str, label: str, path: Path, device: torch.device) -> None:
         program, self.shape = read_program(name, path, device)
+        check_size(name, self.shape)
         self.name, self.label, self._device = name, f"{label}, 1 step", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
-        self._module = program.module()
+        with unreadable(name, "cannot be made into a module"):
+            self._module = program.module()
         for batch in (1, 2):
             self._check_output(batch)
 

@@ -26,7 +26,7 @@ def write_rating_page(run: Path, *, pairs: int, steps: int, seed: int, out: Path
     The real images are of the split that quality is measured against. UserError: the run has no student or teacher
     yet; its data cannot be read; there are fewer real images than pairs.
     """
-    config = config_from_dict(read_json(run / "config.json"))
+    config = config_from_dict(read_json(run / "config.json", {}))
     device = the_device()
     with raising_signals():
         student = student_sampler(load_student(run / "student", device), steps)

@@ -25,13 +25,14 @@ from fewstep.files import (
 from fewstep.progress import say
 
 MANIFEST = "manifest.json"
+FORM = {"inputs": {}, "outputs": {str: {"sha256": str, "size": int}}}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished stage; UserError where it is not as it was written."""
-    value = read_json(folder / MANIFEST)
-    manifest = unsealed(value) if not isinstance(value, dict) or "sha256" in value else value
-    if manifest is None or not {"inputs", "outputs"} <= manifest.keys():
+    value = read_json(folder / MANIFEST, FORM)
+    manifest = unsealed(value) if "sha256" in value else value
+    if manifest is None:
         remedy = f"is corrupt (its own sha256 differs); remove {folder} to make it again"
         raise UserError(folder / MANIFEST, None, remedy)
     return manifest

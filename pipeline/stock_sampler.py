@@ -4,10 +4,12 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -22,7 +24,10 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
-from fewstep.teachers.stock import quiet
+from fewstep.files import read_json
+from fewstep.teachers.stock import check_numbers, quiet
+
+PARTS = (ModelMixin, SchedulerMixin)
 
 SCHEDULERS: dict[str, Any] = {
     "ddpm": DDPMScheduler,
@@ -33,6 +38,27 @@ SCHEDULERS: dict[str, Any] = {
     "lcm": LCMScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+
+
+def check_index(folder: Path) -> None:
+    """UserError unless a pipeline's folder is made of diffusers' own classes, and brings no code along.
+
+    diffusers before 0.38 runs a .py of the folder that its model_index.json names, whatever `trust_remote_code` says.
+    """
+    if code := next(folder.rglob("*.py"), None):
+        raise UserError(code, None, "is code, which is not run: only pipelines of diffusers itself are measured")
+    index = read_json(folder / "model_index.json", {"_class_name": str})
+    kind = getattr(diffusers, index["_class_name"], None)
+    if not isinstance(kind, type) or not issubclass(kind, DiffusionPipeline):
+        raise UserError(folder, index["_class_name"], "is no pipeline of the installed diffusers")
+    for part, value in index.items():
+        if isinstance(value, list) and value != [None, None]:
+            library, name = value if len(value) == 2 else (None, None)
+            component = getattr(diffusers, name, None) if library == "diffusers" and isinstance(name, str) else None
+            if not part.isidentifier() or not isinstance(component, type) or not issubclass(component, PARTS):
+                raise UserError(folder, value, f"as its {part!r} is no model or scheduler of the installed diffusers")
+            for config in (folder / part).glob("*config.json"):
+                check_numbers(config, read_json(config, {}))
 
 
 class PipelineSampler:

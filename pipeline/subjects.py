@@ -9,19 +9,18 @@ FOLDER, FILE.npz        images: of any format in the folder; uint8 [N, H, W, C] 
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError, first_line, unreadable
+from fewstep.eval.array_file import array_sizes, read_arrays
 from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages
 from fewstep.eval.reference import sha256_images
@@ -30,7 +29,7 @@ from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
 from fewstep.pipeline.program_sampler import ProgramSampler
 from fewstep.pipeline.samplers import SOLVERS, ModelSampler, build_sampler, prepare_to_sample, student_sampler
-from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler
+from fewstep.pipeline.stock_sampler import SCHEDULERS, PipelineSampler, check_index
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.stock import quiet
@@ -117,8 +116,7 @@ def _fetch(text: str, place: str) -> Path:
 def _sampler(
     text: str, path: Path, solver: str | None, steps: int | None, device: torch.device
 ) -> ModelSampler | PipelineSampler:
-    index = read_json(path / "model_index.json")
-    kind = index.get("_class_name") if isinstance(index, dict) else None
+    kind = read_json(path / "model_index.json", {}).get("_class_name")
     label = _label(path)
     if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
@@ -130,7 +128,8 @@ def _sampler(
         student = load_student(path, device)
         prepare_to_sample(student)
         return _named(student_sampler(student, steps or 1), text, label)
-    with _loading(text), quiet():
+    check_index(path)
+    with unreadable(text, "cannot be loaded and called as a diffusers pipeline"), quiet():
         pipeline: Any = DiffusionPipeline.from_pretrained(path, use_safetensors=True).to(device)
         return PipelineSampler(text, label, pipeline, steps, solver)
 
@@ -138,7 +137,7 @@ def _sampler(
 def _is_unconditional(path: Path) -> bool:
     """Whether the folder's network is a UNet2DModel without classes."""
     file = path / "unet" / "config.json"
-    config = read_json(file) if file.is_file() else {}
+    config = read_json(file, {}) if file.exists() else {}
     conditional = any(config.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
     return config.get("_class_name") == "UNet2DModel" and not conditional
 
@@ -147,18 +146,6 @@ def _named(sampler: ModelSampler, text: str, label: str) -> ModelSampler:
     """The sampler under the name and label that it has among other subjects."""
     sampler.name, sampler.label = text, f"{label}, {sampler.label.partition(', ')[2]}"
     return sampler
-
-
-@contextmanager
-def _loading(text: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        raise UserError(
-            text, None, f"cannot be loaded and called as a diffusers pipeline ({first_line(error)})"
-        ) from None
 
 
 def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, Callable[[], str]]:
@@ -188,17 +175,11 @@ def _read_folder(path: Path) -> Tensor:
 
 def _read_npz(path: Path) -> Tensor:
     """uint8 [N, C, H, W] of `arr_0`, or of the only array, which is uint8 [N, H, W, C] with 1 or 3 channels."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-            name = "arr_0" if "arr_0" in names or len(names) != 1 else names[0]
-            if name not in names:
-                raise UserError(path, None, f"holds {len(names)} arrays, none of them arr_0: which are the images?")
-            images = arrays[name]
-    except (BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, None, f"cannot be read as an .npz of images ({first_line(error)})") from None
+    names = list(array_sizes(path, path))
+    name = "arr_0" if "arr_0" in names or len(names) != 1 else names[0]
+    if name not in names:
+        raise UserError(path, None, f"holds {len(names)} arrays, none of them arr_0: which are the images?")
+    (images,) = read_arrays(path, path, [name])
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         remedy = f"holds {images.dtype} {images.shape}; needed is uint8 [N, H, W, C] with 1 or 3 channels"
         raise UserError(path, None, remedy)

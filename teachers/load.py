@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
 from fewstep.teachers.denoiser import PREDICTIONS, VPDenoiser
 from fewstep.teachers.stock import load_parts
@@ -31,7 +31,8 @@ def load_teacher(path: str | Path, device: str | torch.device = "cpu") -> VPDeno
     if prediction not in PREDICTIONS:
         raise UserError(f"{path}: prediction_type", prediction, f"use one of {', '.join(PREDICTIONS)}")
     unet.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    return VPDenoiser(unet, scheduler)
+    with unreadable(path, "its schedule cannot be used"):
+        return VPDenoiser(unet, scheduler)
 
 
 def _check_folder(folder: Path) -> None:

@@ -8,9 +8,13 @@ from typing import Any, TypeVar, cast
 from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
 
+LARGEST = 1_000_000  # a whole number in a model's configuration
+MOST_LAYERS = 200
+SIDES = range(1, 4097)  # pixels
+LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
 Scheduler = TypeVar("Scheduler", DDPMScheduler, CMStochasticIterativeScheduler)
 
 
@@ -28,6 +32,23 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def check_numbers(where: Path, value: Any, key: str = "") -> None:  # noqa: ANN401 - JSON
+    """UserError where a model's configuration has a number, list or text with which building it need not end."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_numbers(where, item, name)
+    elif isinstance(value, list):
+        most = LONGEST_TABLE if key in ("trained_betas", "custom_timesteps") else LONGEST_LIST
+        if len(value) > most:
+            raise UserError(f"{where}: {key}", len(value), f"entries are more than {most:,}")
+        for item in value:
+            check_numbers(where, item, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        most = MOST_LAYERS if key in ("layers_per_block", "num_layers", "transformer_layers_per_block") else LARGEST
+        if isinstance(value, int) and abs(value) > most:
+            raise UserError(f"{where}: {key}", value, f"is larger than {most:,}")
+
+
 def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tuple[UNet2DModel, Scheduler]:
     """An unconditional UNet2DModel and its scheduler from a folder or hub id, whose `role` the errors name.
 
@@ -36,16 +57,12 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
     """
     if Path(source).is_dir():
         for name in ("unet/config.json", "scheduler/scheduler_config.json"):
-            if not isinstance(read_json(Path(source) / name), dict):
-                raise UserError(Path(source) / name, None, "is no JSON object")
-    try:
-        with quiet():
-            loaded: Any = UNet2DModel.from_pretrained(
-                source, subfolder="unet", use_safetensors=True, output_loading_info=True
-            )
-            scheduler = cast(Scheduler, scheduler_class.from_pretrained(source, subfolder="scheduler"))
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(source, None, f"cannot be loaded as a {role} ({first_line(error)})") from None
+            check_numbers(Path(source) / name, read_json(Path(source) / name, {}))
+    with unreadable(source, f"cannot be loaded as a {role}"), quiet():
+        loaded: Any = UNet2DModel.from_pretrained(
+            source, subfolder="unet", use_safetensors=True, output_loading_info=True
+        )
+        scheduler = cast(Scheduler, scheduler_class.from_pretrained(source, subfolder="scheduler"))
     unet, info = loaded
     if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
         raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
@@ -54,6 +71,6 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
             raise UserError(source, None, f"the weights in unet/ are not its config's: {kind} {sorted(info[kind])[:3]}")
     size = unet.config["sample_size"]
     sides = [size] if isinstance(size, int) else size
-    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or not all(isinstance(s, int) for s in sides):
+    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):
         raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
     return unet, scheduler

@@ -90,7 +90,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == fewstep.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
-    assert {"tensorboard", "export", "dinov2", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"tensorboard", "export", "dinov2", "dev", "fuzz"} == set(metadata.get_all("Provides-Extra", []))
 
     entries = configparser.ConfigParser()
     entries.read_string(wheel.read(f"{info}/entry_points.txt").decode())

@@ -5,13 +5,19 @@ import json
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
+
+MOST_JSON, DEEPEST_JSON = 100_000_000, 100  # bytes; lists and objects inside one another
+Form = Any
+"""What a JSON value has to look like: see `check_form`."""
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
@@ -40,14 +46,71 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's value; UserError names the file when it is missing or malformed."""
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's bytes, at most `most`. UserError: no such file, no regular one (a pipe never ends), or a longer one."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise UserError(path, None, f"is {what}: a file is needed")
+        if status.st_size > most:
+            raise UserError(path, None, f"is longer than {most:,} bytes: it cannot be what is needed here")
+        with open(path, "rb") as file:
+            return file.read(most)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(path, None, "no such file") from None
-    except ValueError as error:
-        raise UserError(path, None, f"is not valid JSON ({error})") from None
+
+
+def read_json(path: Path, form: Form = object) -> Any:
+    """A JSON file's value; UserError names the file where it is missing, malformed, too long or of another form."""
+    data = read_bounded(path, MOST_JSON)
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(path, None, f"is not valid JSON ({first_line(error)})") from None
+    level, depth = [value], 0
+    while level := [item for each in level if isinstance(each, dict | list) for item in _items(each)]:
+        if (depth := depth + 1) > DEEPEST_JSON:
+            raise UserError(path, None, f"is JSON nested more than {DEEPEST_JSON} deep")
+    check_form(path, value, form)
+    return value
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def check_form(where: object, value: Any, form: Form) -> None:
+    """UserError, naming the first part that differs, unless a JSON value has a form.
+
+    A form is a type (float: any finite number; object: anything), a tuple of forms (one of them; None is null), a list
+    of one form (a list of those), or a dictionary: of forms by key (more keys may be there), or {str: form}.
+    """
+    if fault := _fault(value, form, ""):
+        raise UserError(where, None, f"is not what fewstep writes: {fault}")
+
+
+def _fault(value: Any, form: Form, at: str) -> str | None:
+    """What differs first, None where nothing does."""
+    if isinstance(form, tuple):
+        faults = [_fault(value, each, at) for each in form]
+        return None if None in faults else faults[-1]
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{at or 'it'} is no list"
+        return next(filter(None, (_fault(item, form[0], f"{at}[{index}]") for index, item in enumerate(value))), None)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{at or 'it'} is no JSON object"
+        if missing := [key for key in form if isinstance(key, str) and key not in value]:
+            return f"{at or 'it'} has no {missing[0]!r}"
+        forms = dict.fromkeys(value, form[str]) if str in form else form
+        return next(filter(None, (_fault(value[key], forms[key], f"{at}.{key}".strip(".")) for key in forms)), None)
+    if form is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    else:
+        fits = value is None if form is None else isinstance(value, form) and (form is object or type(value) is form)
+    return None if fits else f"{at or 'it'} is {type(value).__name__}, which is not what stands there"
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

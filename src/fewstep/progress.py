@@ -6,13 +6,15 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.errors import printable
+
 console = Console(highlight=False, soft_wrap=True)
 _PLAIN_EVERY = 15.0
 
 
 def say(text: str) -> None:
     """One line for the person watching, at once also where the output is a file or a pipe."""
-    console.print(text, markup=False)
+    console.print("\n".join(map(printable, text.split("\n"))), markup=False)
     console.file.flush()
 
 

@@ -1,0 +1,153 @@
+"""What parses bytes that anybody may have made, as targets: for fuzz_run.py, and for the replay of the corpus."""
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fewstep.errors import UserError
+from fewstep.eval.compare import compare, read_results
+from fewstep.eval.digits_cnn import digits
+from fewstep.eval.extractors import load_extractor
+from fewstep.eval.rating import collect
+from fewstep.eval.reference import write_features
+from fewstep.eval.reference_file import read_reference, reference_extractor
+from fewstep.files import read_json, sha256_json, write_json
+from fewstep.pipeline.checkpoint import verify_checkpoint
+from fewstep.pipeline.config_file import file_values, load_config
+from fewstep.pipeline.data_images import Decoder, pillow_warnings
+from fewstep.pipeline.program_file import read_program
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus.json"
+CPU = torch.device("cpu")
+
+
+def _reference(suffix: str) -> Callable[[Path, bytes], None]:
+    def target(folder: Path, data: bytes) -> None:
+        path = folder / f"reference{suffix}"
+        path.write_bytes(data)
+        reference_extractor(path)
+        read_reference(path, load_extractor("digits-cnn", None, "cpu"))
+
+    return target
+
+
+def _program(folder: Path, data: bytes) -> None:
+    (folder / "program.pt2").write_bytes(data)
+    read_program("program.pt2", folder / "program.pt2", CPU)
+
+
+def _rating(folder: Path, data: bytes) -> None:
+    (folder / "rating.json").write_bytes(data)
+    collect([folder / "rating.json"])
+
+
+def _config(folder: Path, data: bytes) -> None:
+    (folder / "config.yaml").write_bytes(data)
+    file_values(folder / "config.yaml")
+    load_config(folder / "config.yaml")
+
+
+def _checkpoint(folder: Path, data: bytes) -> None:
+    """As it is, and with the hash of its own that a manifest ends with put right."""
+    step = folder / "step-000000001"
+    step.mkdir(exist_ok=True)
+    (step / "MANIFEST.json").write_bytes(data)
+    try:
+        verify_checkpoint(step)
+    except UserError:
+        manifest = read_json(step / "MANIFEST.json", {})
+        manifest.pop("sha256", None)
+        write_json(step / "MANIFEST.json", manifest | {"sha256": _hash(manifest)})
+        verify_checkpoint(step)
+
+
+def _hash(value: object) -> str:
+    try:
+        return sha256_json(value)
+    except ValueError:  # NaN and infinity
+        raise UserError("manifest", None, "has no hash") from None
+
+
+def _image(folder: Path, data: bytes) -> None:
+    with pillow_warnings():
+        Decoder(image_size=8, channels=3).decode("image", data)
+
+
+def _results(folder: Path, data: bytes) -> None:
+    (folder / "results.json").write_bytes(data)
+    value = read_results(folder / "results.json")
+    compare(value, value)
+
+
+TARGETS: dict[str, Callable[[Path, bytes], None]] = {
+    "safetensors": _reference(".safetensors"),
+    "npz": _reference(".npz"),
+    "pt": _reference(".pt"),
+    "pt2": _program,
+    "rating": _rating,
+    "config": _config,
+    "checkpoint": _checkpoint,
+    "image": _image,
+    "results": _results,
+}
+
+
+class _Half(torch.nn.Module):
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        return noise / 2
+
+
+def _exported() -> bytes:
+    buffer = io.BytesIO()
+    shapes = {"noise": {0: torch.export.Dim("batch")}}
+    torch.export.save(torch.export.export(_Half(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes), buffer)
+    return buffer.getvalue()
+
+
+def sound() -> dict[str, list[bytes]]:
+    """Inputs that each target reads without an error: what a fuzzer starts from."""
+    extractor = load_extractor("digits-cnn", None, "cpu")
+    features = extractor(digits()[0][:8])
+    moments = {"mu": features.numpy().mean(0), "sigma": np.cov(features.numpy(), rowvar=False)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        facts = {"dataset": "digits", "split": "train", "count": 8, "sha256": "0" * 64}
+        write_features(folder / "r.safetensors", features, facts, extractor)
+        np.savez(folder / "r.npz", **moments)  # type: ignore[arg-type]
+        np.savez_compressed(folder / "c.npz", **moments)  # type: ignore[arg-type]
+        torch.save(moments, folder / "r.pt")
+        torch.save(features, folder / "f.pt")
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest: dict[str, Any] = {"format": 1, "step": 1, "config_hash": "c0", "losses": [0.5], "files": {}}
+    images = []
+    for form, mode in (("PNG", "L"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")):
+        buffer = io.BytesIO()
+        Image.new(mode, (9, 9)).save(buffer, form)
+        images.append(buffer.getvalue())
+    answers = [{"rival": "teacher", "chose": "student"}, {"rival": "real", "chose": "real"}]
+    return {
+        "safetensors": [files["r.safetensors"]],
+        "npz": [files["r.npz"], files["c.npz"]],
+        "pt": [files["r.pt"], files["f.pt"]],
+        "pt2": [_exported()],
+        "rating": [json.dumps({"format": 1, "page": "p", "rater": "r", "answers": answers}).encode()],
+        "config": [b"preset: digits\nseed: 3\ndata:\n  image_size: 8\neval.samplers: [student@1]\n"],
+        "checkpoint": [json.dumps(manifest | {"sha256": sha256_json(manifest)}).encode()],
+        "image": images,
+        "results": [(HERE.parents[1] / "eval/results/digits/results.json").read_bytes()],
+    }
+
+
+def corpus() -> dict[str, dict[str, bytes]]:
+    """{target: {name: input}} of the inputs that once were findings, or are like one."""
+    kept = json.loads(CORPUS.read_text())
+    return {name: {key: base64.b64decode(text) for key, text in inputs.items()} for name, inputs in kept.items()}
