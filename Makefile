@@ -39,7 +39,8 @@ fuzz: .venv/.stamp-fuzz  ## fuzz what parses bytes: SECONDS_EACH for each of TAR
 	done
 
 coverage: .venv/.stamp-dev  ## which `raise UserError` the tests execute (ARGS: which tests; default: all but slow ones)
-	$(BIN)/python -m coverage run --data-file=build/.coverage --source=fewstep,pipeline,teachers,students,eval \
+	@mkdir -p build
+	$(BIN)/python -m coverage run --data-file=build/.coverage --source=src,pipeline,teachers,students,eval \
 		-m pytest -q -m "not slow and not gpu" $(ARGS)
 	$(BIN)/python tests/error_coverage.py build/.coverage
 

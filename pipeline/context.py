@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
+from fewstep.errors import printable
 from fewstep.files import read_json
 from fewstep.pipeline.config import Config, TrainConfig
 from fewstep.pipeline.data import ImageData, load_data
@@ -30,7 +31,7 @@ class RunContext:
     def data(self) -> ImageData:
         """The training images; read when a stage needs them."""
         config = self.config.data
-        say(f"data: reading {config.source}, split {config.split}")
+        say(f"data: reading {printable(config.source)}, split {printable(config.split)}")
         data = load_data(config, config.split)
         self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
         return data

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fewstep.errors import printable
 from fewstep.eval.extractors import check_extractor, load_extractor
 from fewstep.eval.reference import load_reference, write_features
 from fewstep.pipeline.config import DataConfig
@@ -18,7 +19,7 @@ def make_reference(data: DataConfig, extractor_name: str, weights: Path | None, 
     UserError: the data or the weights cannot be read; the extractor does not take images of their shape.
     """
     with raising_signals():
-        say(f"data: reading {data.source}, split {data.split}")
+        say(f"data: reading {printable(data.source)}, split {printable(data.split)}")
         images = load_data(data, data.split).images
         check_extractor(extractor_name, weights, tuple(images.shape[1:]))
         extractor = load_extractor(extractor_name, weights, the_device())

@@ -21,6 +21,8 @@ def report(data_file: str) -> list[str]:
     """A line for each site that was not executed, and a last one with the share of those that were."""
     data = CoverageData(data_file)
     data.read()
+    if not data.measured_files():
+        raise SystemExit(f"{data_file}: holds no measurement: coverage run writes it when the tests have ended")
     missed, total = [], 0
     for path in sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")):
         executed = set(data.lines(str(path)) or [])

@@ -1,4 +1,4 @@
-"""Paths: names that are no text, too long, links to themselves, pipes and devices; nothing is echoed raw or waited for."""
+"""Names that are no text, too long or links to themselves, pipes and devices: nothing is echoed raw or waited for."""
 
 import os
 import subprocess
