@@ -183,11 +183,11 @@ def nan_from_the_teacher() -> None:
     from fewstep.pipeline import loop
     from fewstep.teachers.denoiser import VPDenoiser
 
-    step, denoise, now = loop._step, VPDenoiser.denoise, [0]
+    step, denoise, now = loop._Training.step, VPDenoiser.denoise, [0]
 
-    def noted(wrapped: Any, optimizer: Any, job: Any, accelerator: Any, progress: Any) -> Any:
+    def noted(self: Any, progress: Any) -> Any:
         now[0] = progress.step
-        return step(wrapped, optimizer, job, accelerator, progress)
+        return step(self, progress)
 
     def poisoned(self: VPDenoiser, x: Any, sigma: Any, labels: Any = None) -> Any:
         found = denoise(self, x, sigma, labels)
@@ -195,7 +195,7 @@ def nan_from_the_teacher() -> None:
             found[0, 0, 0, 0] = float("nan")
         return found
 
-    loop._step, VPDenoiser.denoise = noted, poisoned
+    loop._Training.step, VPDenoiser.denoise = noted, poisoned
 
 
 def nan_in_the_teacher_s_embedding() -> None:

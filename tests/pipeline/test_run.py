@@ -200,7 +200,8 @@ def test_a_teacher_from_elsewhere(tiny, tiny_run, tmp_path, capsys):
 
 
 def test_a_teacher_of_other_images_is_refused(tiny, tiny_run, tmp_path, capsys):
-    arguments = tiny(tmp_path, teacher__source=tiny_run / "teacher", data__image_size=16, eval__extractor="inception")
+    size = {"data__image_size": 16, "eval__extractor": "inception", "eval__images": 2049}
+    arguments = tiny(tmp_path, teacher__source=tiny_run / "teacher", **size)
     line = refused(capsys, "train-teacher", *arguments)
     assert "makes images of 1x8x8 and the data are 1x16x16" in line
     assert not (tmp_path / "digits" / "teacher").exists()
