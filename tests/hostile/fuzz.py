@@ -122,8 +122,8 @@ def sound() -> dict[str, list[bytes]]:
         folder = Path(name)
         facts = {"dataset": "digits", "split": "train", "count": 8, "sha256": "0" * 64}
         write_features(folder / "r.safetensors", features, facts, extractor)
-        np.savez(folder / "r.npz", **moments)  # type: ignore[arg-type]
-        np.savez_compressed(folder / "c.npz", **moments)  # type: ignore[arg-type]
+        np.savez(folder / "r.npz", **moments)
+        np.savez_compressed(folder / "c.npz", **moments)
         torch.save(moments, folder / "r.pt")
         torch.save(features, folder / "f.pt")
         files = {path.name: path.read_bytes() for path in folder.iterdir()}

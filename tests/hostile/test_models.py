@@ -190,7 +190,7 @@ def test_an_npz_whose_names_leave_the_folder_writes_nothing(tmp_path, refused):
 
 def test_arrays_of_both_orders_come_back_as_they_were(tmp_path):
     values = {"c": np.arange(6.0).reshape(2, 3), "f": np.asfortranarray(np.arange(6).reshape(2, 3)), "o": np.array(3.0)}
-    np.savez(tmp_path / "a.npz", **values)  # type: ignore[arg-type]
+    np.savez(tmp_path / "a.npz", **values)
     for name, found in zip(values, read_arrays("x", tmp_path / "a.npz", list(values)), strict=True):
         np.testing.assert_array_equal(found, values[name])
 
