@@ -13,8 +13,8 @@ FOLDERS = ("src", "pipeline", "teachers", "students", "eval")
 def error_sites(path: Path) -> list[int]:
     """The lines on which a source file raises a UserError."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    raised = ((node.lineno, node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise))
-    return sorted(line for line, what in raised if what is not None and ast.unparse(what).startswith("UserError("))
+    raised = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    return sorted(node.lineno for node in raised if node.exc and ast.unparse(node.exc).startswith("UserError("))
 
 
 def report(data_file: str) -> list[str]:

@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-atheris: Any = import_module("atheris")
+atheris: Any = import_module("atheris")  # an extra, without types
+
 with atheris.instrument_imports(include=["fewstep", "yaml", "zipfile", "json", "PIL", "jsonargparse", "numpy.lib"]):
     import fuzz
 
