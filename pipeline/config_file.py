@@ -136,7 +136,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise UserError(path, None, f"is not readable as YAML ({reason}{line})") from None
-    except (ValueError, ArithmeticError) as error:  # of a date, or a number of thousands of digits
+    except (ValueError, ArithmeticError, LookupError) as error:  # a date, a number of 5,000 digits, an empty !!int
         if isinstance(error, UserError):
             raise
         raise UserError(path, None, f"is not readable as YAML ({first_line(error)})") from None

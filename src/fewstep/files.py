@@ -87,7 +87,7 @@ def check_form(where: object, value: Any, form: Form) -> None:
     of one form (a list of those), or a dictionary: of forms by key (more keys may be there), or {str: form}.
     """
     if fault := _fault(value, form, ""):
-        raise UserError(where, None, f"is not what fewstep writes: {fault}")
+        raise UserError(where, None, f"is not of the form that is needed: {fault}")
 
 
 def _fault(value: Any, form: Form, at: str) -> str | None:

@@ -74,7 +74,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor too many": (weights(lambda s: s.update(more=torch.zeros(2))), r"unexpected_keys \['more'\]"),
     "shape": (weights(lambda s: s.update({"conv_in.bias": torch.zeros(3)})), "conv_in.bias"),
     "unet config no JSON": (text(UNET, "{"), r"config\.json: is not valid JSON"),
-    "unet config no object": (text(UNET, "[]"), r"config\.json: is no JSON object"),
+    "unet config no object": (
+        text(UNET, "[]"),
+        r"config\.json: is not of the form that is needed: it is no JSON object",
+    ),
     "scheduler no JSON": (text(SCHEDULER, "nope"), r"scheduler_config\.json: is not valid JSON"),
     "scheduler no object": (text(SCHEDULER, "3"), "is no JSON object"),
     "class labels": (configure(UNET, num_class_embeds=10), "class-conditional"),
