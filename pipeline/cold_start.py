@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def main(arguments: Sequence[str]) -> None:
         sampler.sample(BatchNoise(sampler.shape, 1, device), labels_for(sampler, 0, 1))
     synchronise(device)
     moments.append(time.perf_counter())
-    print(json.dumps({key: after - before for key, before, after in zip(KEYS, moments, moments[1:], strict=False)}))
+    steps = zip(KEYS, pairwise(moments), strict=True)
+    print(json.dumps({key: after - before for key, (before, after) in steps}))
 
 
 if __name__ == "__main__":
