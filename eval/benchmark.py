@@ -26,9 +26,11 @@ from fewstep.eval.quality import SCRATCH, Judge, add_block, generated
 from fewstep.eval.reference import Reference, load_halves
 from fewstep.eval.speed import speed_ratios
 from fewstep.eval.timing import Limits, measure
-from fewstep.files import read_json, remove, write_json
+from fewstep.files import read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages
+KEPT = {"identity": str, "quality": (None, {"protocol_hash": str, "seeds": [int], "metrics": {}}), "timing": object}
+"""What is used of a result file that an earlier call left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +191,7 @@ class _Run:
     def result(self, subject: Subject) -> dict[str, Any]:
         """The kept result if it is of the same inputs and protocol, else an empty one."""
         path, identity = self._path(subject), self.settings.identities[subject.name]
-        if path.is_file():
-            kept = read_json(path)
+        if path.is_file() and (kept := self._kept(path)) is not None:
             quality = kept["quality"]
             same_protocol = quality is None or quality["protocol_hash"] == self.protocol.hash
             if kept["identity"] == identity and same_protocol:
@@ -211,6 +212,14 @@ class _Run:
             "cold_start": None,
         }
 
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        """A result file's value, None (and a line that says so) where it is damaged."""
+        try:
+            return read_sealed(path, KEPT, "measuring it again")
+        except UserError as error:
+            self.say(f"WARNING: {error}")
+            return None
+
     def quality(self, subject: Subject) -> None:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
         settings, result = self.settings, self.result(subject)
@@ -220,7 +229,7 @@ class _Run:
             with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
                 metrics = self._metrics(subject, seed, images, features)
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
-            write_json(self._path(subject), result)
+            write_json(self._path(subject), sealed(result))
             kid = f", KID {metrics['kid']:.5f}" if "kid" in metrics else ""
             self.say(f"{subject.label}, seed {seed}: FD {metrics['fd']:.3f}{kid}")
 
@@ -255,7 +264,7 @@ class _Run:
             if clock.images is not None:
                 save_grid(self.folder / "grids" / f"{slug(clock.sampler.name)}.png", clock.images)
             result["timing"] = clock.to_json()
-            write_json(self._path(clock.sampler), result)
+            write_json(self._path(clock.sampler), sealed(result))
             timing = result["timing"]
             self.say(
                 f"{clock.sampler.label}: {timing['latency_ms']['median']:.1f} ms for one image, "

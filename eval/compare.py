@@ -10,7 +10,7 @@ from scipy.stats import ttest_ind, ttest_rel
 from fewstep.errors import UserError
 from fewstep.eval.protocol import Protocol, check_same, slug
 from fewstep.eval.report_text import number
-from fewstep.files import check_form, read_json
+from fewstep.files import check_form, read_json, read_sealed
 
 SIGNIFICANT = 0.05
 METRICS = {  # 1: more is better
@@ -88,9 +88,8 @@ def read_results(path: Path) -> dict[str, Any]:
 def read_measured(folder: Path) -> dict[str, Any]:
     """What a benchmark left in `folder`, in the form of results.json."""
     value = read_json(folder / "benchmark.json", RESULTS["benchmark"] | {"sampler_order": [str]})
-    samplers = [
-        read_json(folder / "samplers" / f"{slug(name)}.json", RESULTS["samplers"][0]) for name in value["sampler_order"]
-    ]
+    paths = [folder / "samplers" / f"{slug(name)}.json" for name in value["sampler_order"]]
+    samplers = [read_sealed(path, RESULTS["samplers"][0]) for path in paths]
     return {"benchmark": value, "samplers": samplers}
 
 

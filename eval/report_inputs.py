@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.eval.protocol import slug
-from fewstep.files import flatten, read_json, sha256_json
+from fewstep.files import flatten, read_json, read_sealed, sha256_json
 
 STAGES = ("teacher", "student", "eval")
 COMMAND_OF_STAGE = {"teacher": "train-teacher", "student": "distill", "eval": "benchmark"}
@@ -34,10 +34,10 @@ class RunFiles:
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     """Read a finished run. UserError: a file is missing, or two results have different protocols."""
     config = read_json(_required(run_dir / "config.json", "run"))
-    manifests = {stage: read_json(_stage_file(run_dir, stage, f"{stage}/manifest.json")) for stage in STAGES}
+    manifests = {stage: read_sealed(_stage_file(run_dir, stage, f"{stage}/manifest.json")) for stage in STAGES}
     benchmark = read_json(_stage_file(run_dir, "eval", "eval/benchmark.json"))
     samplers = [
-        read_json(_stage_file(run_dir, "eval", f"eval/samplers/{slug(name)}.json"))
+        read_sealed(_stage_file(run_dir, "eval", f"eval/samplers/{slug(name)}.json"))
         for name in benchmark["sampler_order"]
     ]
     logs = {stage: _read_log(run_dir, stage) for stage in _trained_stages(config)}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.eval.protocol import slug
-from fewstep.files import read_json, write_json
+from fewstep.files import read_sealed, sealed, write_json
 from fewstep.progress import say
 
 KEYS = ("import_s", "load_s", "first_image_s")
@@ -35,12 +35,12 @@ def add_cold_starts(folder: Path, subjects: Mapping[str, str], device: object) -
     What an earlier call measured is kept. Where the measurement fails, "cold_start" is null and a line says why.
     """
     missing = {folder / "samplers" / f"{slug(name)}.json": text for name, text in subjects.items()}
-    missing = {path: text for path, text in missing.items() if read_json(path).get("cold_start") is None}
+    missing = {path: text for path, text in missing.items() if read_sealed(path).get("cold_start") is None}
     if missing:
         say(f"  Cold start of {len(missing)} models, each in a new process")
     for path, text in missing.items():
         found = cold_start(text, str(device))
-        write_json(path, read_json(path) | {"cold_start": found})
+        write_json(path, sealed(read_sealed(path) | {"cold_start": found}))
         if found:
             say(f"  {text}: " + ", ".join(f"{key.removesuffix('_s')} {found[key]:.2f} s" for key in KEYS))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
+from fewstep.files import sha256_file, sha256_json
 
 INPUT = "noise"
 
@@ -30,11 +31,12 @@ class OnnxSampler:
 
     def __init__(self, name: str, label: str, path: Path) -> None:
         onnx, runtime = _libraries(name)
+        self._files = {path}
         with unreadable(name, "cannot be loaded as an ONNX graph"):
             model = onnx.load(path, load_external_data=False)
             for tensor in _tensors(model, onnx.TensorProto):
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                    _check_external(name, path, tensor)
+                    self._files.add(_external(name, path, tensor))
             self.network_parameters = sum(prod(tensor.dims) for tensor in model.graph.initializer)
             options = runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
@@ -49,6 +51,10 @@ class OnnxSampler:
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] on the CPU; `labels` is not used."""
         return torch.from_numpy(self._session.run(None, {INPUT: noise.draw().cpu().numpy()})[0])
+
+    def identity(self) -> str:
+        """A hash of the graph and of the weights that lie beside it."""
+        return sha256_json({file.name: sha256_file(file) for file in self._files})
 
     def _checked_shape(self) -> tuple[int, int, int]:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -80,13 +86,14 @@ def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - proto
                 yield from _tensors(item, kind)
 
 
-def _check_external(name: str, path: Path, tensor: Any) -> None:  # noqa: ANN401 - as above
-    """UserError unless a tensor's data are in a file beside the graph, itself and no link to another."""
+def _external(name: str, path: Path, tensor: Any) -> Path:  # noqa: ANN401 - as above
+    """The file of a tensor's data; UserError unless it is beside the graph, itself and no link to another."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     file = path.parent / location
     if not location or Path(location).name != location or file.is_symlink() or not file.is_file():
         remedy = f"has weights in {location!r}, which is no file beside it: put it there, or save the graph in one file"
         raise UserError(name, None, remedy)
+    return file
 
 
 def _libraries(name: str) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class TrainingLog:
             for name, value in record.items():
                 if name != "step":
                     self.board.add_scalar(name, value, int(record["step"]))
+
+    def sync(self) -> None:
+        """Bring the records to the disk: a checkpoint written after this never stands without the lines before it."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close both files."""

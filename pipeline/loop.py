@@ -6,7 +6,7 @@ It owns device, precision, accumulation, the weight average, checkpoints, loggin
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from fewstep.pipeline.log import TrainingLog
 from fewstep.pipeline.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.signals import PendingSignal, deferred_signals
 from fewstep.progress import ProgressLine, say
-from fewstep.teachers.interfaces import Batch, Objective, Progress
+from fewstep.teachers.interfaces import Batch, Objective, Progress, moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class TrainingJob:
         """Slice `part` of the global batch of `step`, in [-1, 1]; mirrored by chance where configured."""
         indices = batch_indices(self.seed, len(self.images), self.config.batch_size, step)
         indices = indices.chunk(self.config.slices)[part]
-        images = self.images[indices].to(device).float() / 127.5 - 1
+        images = moved(self.images[indices], device).float() / 127.5 - 1
         if self.horizontal_flip:
             coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
-            images = torch.where((coin < 0.5).to(device).reshape(-1, 1, 1, 1), images.flip(-1), images)
-        labels = None if self.labels is None else self.labels[indices].to(device)
+            images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
+        labels = None if self.labels is None else moved(self.labels[indices], device)
         return Batch(images=images, labels=labels)
 
     def learning_rate(self, step: int) -> float:
@@ -73,12 +73,14 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
         raise UserError(f"{job.title}.train.slices", config.slices, remedy)
     objective.to(accelerator.device).train()
     ema = EMA(objective.network, config.ema_halflife_kimg)
+    fused = _is_fused(accelerator.device)
     optimizer = torch.optim.AdamW(
         objective.network.parameters(),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        foreach=True,
+        foreach=not fused,
+        fused=fused,
     )
     state = TrainingState(objective=objective, ema=ema.network, optimizer=optimizer)
     step = 0
@@ -90,16 +92,26 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
-            _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending).run(step)
+            late = fused and accelerator.num_processes == 1
+            _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending, late).run(step)
     finally:
         if log:
             log.close()
     return ema.network
 
 
-@dataclass(frozen=True)
+def _is_fused(device: torch.device) -> bool:
+    """Whether the optimizer's step is one kernel, which can also leave out an update by itself."""
+    return device.type == "cuda"
+
+
+@dataclass
 class _Training:
-    """A job at work in this process: its networks as prepared for the device, and all that a step touches."""
+    """A job at work in this process: its networks as prepared for the device, and all that a step touches.
+
+    late: the device itself leaves out an update that is not finite, and the numbers of its steps are read when they
+    are logged or a checkpoint is written, so that the processor need not wait for it each step.
+    """
 
     job: TrainingJob
     accelerator: Accelerator
@@ -109,6 +121,12 @@ class _Training:
     state: TrainingState
     log: TrainingLog | None
     pending: PendingSignal
+    late: bool
+    unread: list["_Taken"] = field(default_factory=list)
+    grad_norm: float = 0.0
+    """Of the last step that was read."""
+    signal: int | None = None
+    """What any process of several had got by the last step."""
 
     def run(self, start: int) -> None:
         """Train from step `start` to the end; a signal ends it after the step in which it arrives."""
@@ -121,34 +139,39 @@ class _Training:
                 progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
                 for group in self.optimizer.param_groups:
                     group["lr"] = job.learning_rate(step)
-                taken = self.step(progress)
+                extra = self.step(progress)
                 done = step + 1
                 self.ema.update(objective.network, done * config.batch_size, config.batch_size)
                 objective.update(progress)
-                losses.append(taken.loss)
-                if self.log and (done % config.log_every == 0 or done == total):
+                stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
+                logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
+                if logs or saves or stop:
+                    self.read()
+                mean = sum(losses) / len(losses) if logs else math.nan
+                if logs:
+                    losses.clear()
+                if self.log and logs:
                     seconds = time.monotonic() - began
                     rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
-                    mean = sum(losses) / len(losses)
-                    losses.clear()
                     record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
-                    record |= {"grad_norm": taken.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                    self.log.write(record | {"seconds": seconds} | taken.log)
+                    record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
+                    self.log.write(record | {"seconds": seconds} | extra)
                     line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
-                stop = taken.signal if self.accelerator.num_processes > 1 else self.pending.number
-                if self.accelerator.is_main_process and (done % save_every == 0 or stop or done == total):
+                if self.log and (saves or stop):
+                    self.log.sync()
                     save_checkpoint(job.checkpoints, done, self.state, job.config_hash, config.keep_checkpoints)
                 if stop:
                     say(f"  stopped after step {done} of {total}; the same command continues there")
                     self.pending.number = stop
                     self.pending.leave()
 
-    def step(self, progress: Progress) -> "_Taken":
-        """One optimizer step over this process's slices."""
+    def step(self, progress: Progress) -> dict[str, float]:
+        """One optimizer step over this process's slices; returns what the objective logs."""
         job, accelerator = self.job, self.accelerator
         per_process = job.config.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
-        total_loss, extra = 0.0, {}
+        losses: list[Tensor] = []
+        extra: dict[str, float] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
             torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))
@@ -157,25 +180,39 @@ class _Training:
                 terms = self.wrapped(batch, progress, generator)
                 loss = terms.loss.mean() / per_process
                 accelerator.backward(loss)
-            total_loss += float(loss.detach())
+            losses.append(loss.detach())
             extra |= terms.log
-        signal = None
-        if accelerator.num_processes > 1:
-            total_loss, signal = self._shared(total_loss)
-        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)
-        grad_norm = float(norm) if norm is not None else 0.0
-        if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
-            indices = batch_indices(job.seed, len(job.images), job.config.batch_size, progress.step).tolist()
-            raise UserError(
-                f"{job.title}.train",
-                None,
-                f"loss {total_loss}, gradient norm {grad_norm} at step {progress.step} is not finite "
-                f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
-                f"lower {job.title}.train.learning_rate",
-            )
+        norm: Tensor = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)  # type: ignore[assignment]
+        taken = _Taken(progress.step, torch.stack([*losses, norm.detach()]).float())
+        self.unread.append(taken)
+        if self.late:
+            # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
+            self.optimizer.optimizer.found_inf = (~taken.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        else:
+            self.read()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return _Taken(total_loss, grad_norm, extra, signal)
+        return extra
+
+    def read(self) -> None:
+        """Take the numbers of the steps since the last call from the device; UserError where one is not finite."""
+        job = self.job
+        for taken in self.unread:
+            *parts, self.grad_norm = taken.numbers.tolist()
+            loss = sum(parts)
+            if self.accelerator.num_processes > 1:
+                loss, self.signal = self._shared(loss)
+            if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+                indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
+                raise UserError(
+                    f"{job.title}.train",
+                    None,
+                    f"loss {loss}, gradient norm {self.grad_norm} at step {taken.step} is not finite "
+                    f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
+                    f"lower {job.title}.train.learning_rate",
+                )
+            self.state.losses.append(loss)
+        self.unread.clear()
 
     def _shared(self, loss: float) -> tuple[float, int | None]:
         """The loss of the whole batch, which every process checks, and the signal that any process has got.
@@ -189,9 +226,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken: loss of the whole batch, norm of the gradient, numbers to log, signal of any process."""
+    """A step that was taken: the losses of this process's slices and the norm of the gradient, on the device."""
 
-    loss: float
-    grad_norm: float
-    log: dict[str, float]
-    signal: int | None
+    step: int
+    numbers: Tensor

@@ -13,13 +13,12 @@ from safetensors import SafetensorError
 from fewstep.errors import UserError
 from fewstep.files import (
     flatten,
-    read_json,
+    read_sealed,
     restore_folder,
     sealed,
     sha256_file,
     sha256_json,
     staged_folder,
-    unsealed,
     write_json,
 )
 from fewstep.progress import say
@@ -30,12 +29,7 @@ FORM = {"inputs": {}, "outputs": {str: {"sha256": str, "size": int}}}
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished stage; UserError where it is not as it was written."""
-    value = read_json(folder / MANIFEST, FORM)
-    manifest = unsealed(value) if "sha256" in value else value
-    if manifest is None:
-        remedy = f"is corrupt (its own sha256 differs); remove {folder} to make it again"
-        raise UserError(folder / MANIFEST, None, remedy)
-    return manifest
+    return read_sealed(folder / MANIFEST, FORM, f"remove {folder} to make it again")
 
 
 def stage_hash(folder: Path) -> str:

@@ -58,9 +58,10 @@ def load_subject(text: str, device: torch.device) -> tuple[Subject, Callable[[],
         return _stored(text, path, _read_npz(path))
     if path.suffix in (".onnx", ".pt2") and path.is_file():
         _no_spec(text, spec, "an exported student makes one step")
-        onnx = path.suffix == ".onnx"
-        graph = OnnxSampler(text, _label(path), path) if onnx else ProgramSampler(text, _label(path), path, device)
-        return graph, partial(sha256_file, path)
+        if path.suffix == ".onnx":
+            graph = OnnxSampler(text, _label(path), path)
+            return graph, graph.identity
+        return ProgramSampler(text, _label(path), path, device), partial(sha256_file, path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         _no_run(path)
         _no_spec(text, spec, "images that are there already have no steps")

@@ -19,6 +19,7 @@ from fewstep.teachers.interfaces import (
     LossTerms,
     Objective,
     Progress,
+    moved,
     per_image,
     randn,
 )
@@ -54,7 +55,7 @@ class ConsistencyObjective(Objective):
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
         x_0 = batch.images
         pairs = self.pairs(len(x_0), progress, generator)
-        t, r, weight = (value.to(x_0.device) for value in (pairs.t, pairs.r, pairs.weight))
+        t, r, weight = (moved(value, x_0.device) for value in (pairs.t, pairs.r, pairs.weight))
         eps = randn(tuple(x_0.shape), generator, x_0.device)
         x_t, x_r = x_0 + per_image(t) * eps, self.bridge(x_0, eps, t, r)
         with torch.random.fork_rng(devices=[x_0.device] if x_0.is_cuda else []):

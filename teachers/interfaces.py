@@ -89,7 +89,14 @@ class Objective(nn.Module):
 
 def randn(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     """Standard normal float32 numbers, drawn on the generator's device and moved to `device`."""
-    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    return moved(torch.randn(shape, generator=generator, device=generator.device), device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`; a GPU is not waited for, and computes on while the next step is prepared."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def per_image(values: Tensor) -> Tensor:

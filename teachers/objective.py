@@ -4,7 +4,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, randn
+from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, moved, randn
 from fewstep.teachers.schedule import vp_sigmas
 
 
@@ -31,7 +31,7 @@ class DDPMObjective(Objective):
         num, device = len(x_0), x_0.device
         strata = torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)
         total: int = self.scheduler.config["num_train_timesteps"]
-        timesteps = (strata / num * total).long().clamp(max=total - 1).to(device)
+        timesteps = moved((strata / num * total).long().clamp(max=total - 1), device)
         eps = randn(tuple(x_0.shape), generator, device)
         x_t = self.scheduler.add_noise(x_0, eps, timesteps)  # type: ignore[arg-type]
         target = eps if self.prediction == "epsilon" else self.scheduler.get_velocity(x_0, eps, timesteps)  # type: ignore[arg-type]

@@ -73,4 +73,5 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
     sides = [size] if isinstance(size, int) else size
     if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):
         raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
+    unet.register_to_config(_name_or_path="")  # where it was read: a copy that is saved elsewhere needs no such path
     return unet, scheduler

@@ -68,6 +68,19 @@ def test_equal_values_have_equal_hashes(tmp_path):
     assert files.sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+def test_a_sealed_value_is_read_back_and_no_change_to_it_goes_unseen(tmp_path):
+    path, value = tmp_path / "a.json", {"b": [0.1, 1e-9], "a": {8: 1, 64: 2}, "sha256": "of an earlier write"}
+    files.write_json(path, files.sealed(value))
+    assert files.read_sealed(path) == {"b": [0.1, 1e-9], "a": {"8": 1, "64": 2}}
+    text = path.read_text()
+    for at in (text.index("0.1"), text.index('"8"') + 1, text.index('"sha256": "') + 11):
+        path.write_text(text[:at] + ("2" if text[at] != "2" else "3") + text[at + 1 :])
+        with pytest.raises(UserError, match=r"is corrupt \(its own sha256 differs\); make it again"):
+            files.read_sealed(path, {}, "make it again")
+    files.write_json(path, {"a": 1})  # of a version without seals
+    assert files.read_sealed(path) == {"a": 1}
+
+
 def make(target, content):
     with files.staged_folder(target) as stage:
         (stage / "deep").mkdir()

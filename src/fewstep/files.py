@@ -114,8 +114,9 @@ def _fault(value: Any, form: Form, at: str) -> str | None:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A value of JSON with its sha256 in it, under "sha256"."""
-    return {**value, "sha256": sha256_json(value)}
+    """A value of JSON with its sha256 in it, under "sha256"; one from before is replaced."""
+    content = {key: item for key, item in value.items() if key != "sha256"}
+    return {**content, "sha256": sha256_json(json.loads(canonical_json(content)))}  # keys as a file has them: text
 
 
 def unsealed(value: Any) -> dict[str, Any] | None:
@@ -127,6 +128,20 @@ def unsealed(value: Any) -> dict[str, Any] | None:
         return content if value.get("sha256") == sha256_json(content) else None
     except ValueError:  # a number that is none
         return None
+
+
+def read_sealed(path: Path, form: Form = object, remedy: str = "remove it") -> Any:
+    """What was written under a seal; a value without one, of an earlier version, as it is.
+
+    UserError: see `read_json`; the value has changed since, which `remedy` helps.
+    """
+    value = read_json(path, form)
+    if not isinstance(value, dict) or "sha256" not in value:
+        return value
+    content = unsealed(value)
+    if content is None:
+        raise UserError(path, None, f"is corrupt (its own sha256 differs); {remedy}")
+    return content
 
 
 def remove(path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 
 import pytest
@@ -63,7 +64,11 @@ def samplers(fail_at=None):
     ]
 
 
-def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor | None = DIGITS, **more):
+def silent(line):
+    """Takes a benchmark's lines and does nothing."""
+
+
+def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor | None = DIGITS, say=silent, **more):
     extractor = load_extractor("digits-cnn", None, "cpu")
     return benchmark(
         made,
@@ -75,7 +80,7 @@ def run(folder, made, settings=SETTINGS, reference=None, training: torch.Tensor 
         settings=settings,
         folder=folder,
         device=torch.device("cpu"),
-        say=lambda line: None,
+        say=say,
     )
 
 
@@ -186,6 +191,20 @@ def test_results_of_other_weights_or_another_protocol_are_not_kept(tmp_path):
         again = samplers()
         run(tmp_path, again, settings)
         assert all(sampler.calls > 0 for sampler in again)
+
+
+def test_a_kept_result_that_has_changed_is_named_and_measured_again(tmp_path, finished):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    path, said = tmp_path / "samplers" / "student_1.json", []
+    text = path.read_text()
+    mean = str(json.loads(text)["quality"]["metrics"]["fd"]["mean"])
+    assert mean in text
+    path.write_text(text.replace(mean, mean[:-1] + ("2" if mean[-1] == "1" else "1")))
+    again = samplers()
+    run(tmp_path, again, say=said.append)
+    assert said[0] == f"WARNING: {path}: is corrupt (its own sha256 differs); measuring it again"
+    assert again[2].calls > 0
+    assert json.loads(path.read_text())["quality"] == finished[2]["student_1"]["quality"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An ONNX file as a subject: its images, and the interfaces that are refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ SHAPE = ("batch", 1, 8, 8)
 def graph(path, *, name="noise", kind=FLOAT, shape=SHAPE, operation="Tanh", outputs=("image",), second=False):
     """Write a graph that halves its input and applies `operation`."""
     helper = onnx.helper
-    half = helper.make_tensor("half", kind, [1], [0.5])
+    half = onnx.numpy_helper.from_array(np.array([0.5], np.float64 if kind == DOUBLE else np.float32), "half")
     nodes = [helper.make_node("Mul", [name, "half"], ["scaled"])]
     nodes += [helper.make_node(operation, ["scaled"], [output]) for output in outputs]
     inputs = [helper.make_tensor_value_info(each, kind, shape) for each in (name, *(["labels"] if second else []))]
@@ -38,6 +39,22 @@ def test_images_are_the_graph_s_and_do_not_depend_on_the_batch(tmp_path):
     torch.testing.assert_close(sampler.sample(noise), torch.tanh(KeyedNoise((1, 8, 8), 1, 0, 5).draw() / 2))
     whole = Generated(sampler, 0, 9, 9).images(0, 9)
     assert torch.equal(Generated(sampler, 0, 9, 2).images(0, 9), whole)
+
+
+def test_its_identity_is_that_of_the_weights_beside_it_too(tmp_path):
+    path = graph(tmp_path / "x.onnx")
+    model = onnx.load(path)
+    onnx.save_model(model, path, save_as_external_data=True, location="x.data", size_threshold=0)
+    before = open_subject(str(path), torch.device("cpu"))
+    assert open_subject(str(path), torch.device("cpu"))[1] == before[1]
+    assert isinstance(before[0], OnnxSampler)
+    image = before[0].sample(KeyedNoise((1, 8, 8), 1, 0, 5))
+    (tmp_path / "x.data").unlink()
+    (tmp_path / "x.data").write_bytes(np.array([0.25], np.float32).tobytes())
+    after = open_subject(str(path), torch.device("cpu"))
+    assert isinstance(after[0], OnnxSampler)
+    assert not torch.equal(after[0].sample(KeyedNoise((1, 8, 8), 1, 0, 5)), image)
+    assert after[1] != before[1]
 
 
 @pytest.mark.parametrize(

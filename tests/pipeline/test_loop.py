@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from fewstep.errors import UserError
+from fewstep.pipeline import loop
 from fewstep.pipeline.checkpoint import list_checkpoints
+from fewstep.pipeline.log import TrainingLog
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import batch_indices, keyed_generator
 from fewstep.teachers.interfaces import Progress
@@ -138,20 +140,32 @@ def test_labels_stay_with_their_images(training):
     assert torch.equal(((batch.images[:, 0, 0, 0] + 1) * 127.5).round().long(), batch.labels)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_number_that_is_none_stops_before_the_update(training, denoising, what):
+@pytest.fixture(params=["loss", "gradient"])
+def diverging(denoising, request):
+    """The small objective with a loss in step 5 that is not finite, or one that is, whose gradient is infinite."""
+
     class Diverging(denoising):
         def forward(self, batch, progress, generator):
             terms = super().forward(batch, progress, generator)
-            if progress.step == 5 and what == "loss":
+            if progress.step == 5 and request.param == "loss":
                 terms = replace(terms, loss=terms.loss * math.nan)
-            if progress.step == 5 and what == "gradient":  # a finite loss whose gradient is infinite
+            if progress.step == 5 and request.param == "gradient":
                 zero = self.network[0].weight.sum() * 0
                 terms = replace(terms, loss=terms.loss + zero.sqrt())
             return terms
 
+    return Diverging()
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Training as on a GPU: the optimizer leaves out an update by itself, numbers are read when they are needed."""
+    monkeypatch.setattr("fewstep.pipeline.loop._is_fused", lambda device: True)
+
+
+def test_a_number_that_is_none_stops_before_the_update(training, diverging):
     bad, good = training("bad"), training("good")
-    objective = Diverging()
+    objective = diverging
     with pytest.raises(UserError, match=r"teacher\.train: loss .* at step 5 is not finite") as stopped:
         bad.run(objective)
     assert f"(images {batch_indices(11, 40, 8, 5).tolist()})" in str(stopped.value)
@@ -161,6 +175,52 @@ def test_a_number_that_is_none_stops_before_the_update(training, denoising, what
     assert all(torch.equal(value, kept[name]) for name, value in objective.state_dict().items())
     assert sorted(path.name for path in bad.job.checkpoints.iterdir()) == ["step-000000002", "step-000000004"]
     assert [record["step"] for record in bad.trace()] == [1, 2, 3, 4, 5]
+
+
+def test_where_numbers_are_read_late_the_update_is_left_out_and_the_right_step_is_named(training, diverging, late):
+    bad, good = training("bad", log_every=8, checkpoint_kimg=0.032), training("good")
+    with pytest.raises(UserError, match=r"teacher\.train: loss .* at step 5 is not finite") as stopped:
+        bad.run(diverging)
+    assert f"(images {batch_indices(11, 40, 8, 5).tolist()})" in str(stopped.value)
+    assert [path.name for path in bad.job.checkpoints.iterdir()] == ["step-000000004"]
+    assert bad.trace() == []
+    good.run(interrupted_at=6)
+    kept = load_file(good.checkpoint(6) / "objective.safetensors")
+    for name, value in diverging.state_dict().items():
+        assert bool(value.isfinite().all())
+        assert not torch.equal(value, kept[name])  # it has gone on to step 7, from weights without step 5
+
+
+def test_an_update_that_is_left_out_changes_neither_weights_nor_moments(training, diverging, late):
+    bad, good = training("bad", checkpoint_kimg=1.0), training("good", checkpoint_kimg=1.0)
+    with pytest.raises(UserError, match="at step 5 is not finite"):
+        bad.run(diverging)
+    good.run(interrupted_at=5)
+    kept = load_file(good.checkpoint(5) / "objective.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in diverging.state_dict().items())
+
+
+def test_numbers_read_late_are_those_read_at_once_and_a_resumed_run_is_exact(training, late):
+    late_log, each, cut = (training(name, log_every=every) for name, every in (("late", 5), ("each", 1), ("cut", 5)))
+    late_log.run()
+    each.run()
+    assert late_log.hashes(STEPS) == each.hashes(STEPS)
+    losses = [record["loss"] for record in each.trace()]
+    assert [record["loss"] for record in late_log.trace()] == [
+        sum(losses[i : i + 5]) / len(losses[i : i + 5]) for i in (0, 5, 10)
+    ]
+    cut.run(interrupted_at=7)
+    cut.run()
+    assert cut.hashes(STEPS) == late_log.hashes(STEPS)
+    assert cut.trace() == late_log.trace()
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_is_written(training, monkeypatch):
+    done, sync, save = [], TrainingLog.sync, loop.save_checkpoint
+    monkeypatch.setattr(TrainingLog, "sync", lambda log: (done.append("log"), sync(log))[1])
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *given: (done.append("checkpoint"), save(*given))[1])
+    training(checkpoint_kimg=0.032).run()
+    assert done == ["log", "checkpoint"] * 3
 
 
 def test_the_learning_rate_warms_up_and_decays(training):

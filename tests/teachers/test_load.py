@@ -162,6 +162,13 @@ def test_stock_pipeline_loads_the_same_teacher(saved: Path, tiny_unet: Callable[
     assert teacher.shape == (1, 8, 8)
 
 
+def test_a_copy_of_a_loaded_teacher_does_not_say_where_it_was_read(saved: Path, tmp_path: Path):
+    teacher = load_teacher(saved)
+    save_teacher(teacher.unet, teacher.scheduler, tmp_path / "copy")
+    for file in (tmp_path / "copy").rglob("*.json"):
+        assert str(saved) not in file.read_text()
+
+
 def test_a_loaded_teacher_is_frozen(saved: Path):
     teacher = load_teacher(saved)
     assert not teacher.unet.training
