@@ -34,14 +34,16 @@ def command(argv: Sequence[str], saved: str | None = None, fault: str | None = N
 
 
 def training(folder: str, die_at: int | None = None, labels: str | None = None) -> None:
-    """Train the job of `small_training` in `folder`, from its newest checkpoint.
+    """Train the job of `small_training` in `folder`, from its newest checkpoint; swept first, as every run begins.
 
     Ends at once, like a process killed there, before filesystem step number `die_at` of the saves and log writes; the
     step's label is appended to the file `labels`.
     """
+    from fewstep.files import sweep
     from fewstep.pipeline import checkpoint, log
     from small_training import Training
 
+    sweep(Path(folder))
     log._has_tensorboard = lambda: False
     calls = []
 
