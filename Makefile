@@ -10,6 +10,7 @@ RUN ?= runs/digits
 ARGS ?=
 TARGETS ?= safetensors npz pt pt2 rating config checkpoint image results
 SECONDS_EACH ?= 60
+WORKERS ?= 2
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
@@ -21,8 +22,8 @@ help:  ## list the targets
 run: .venv/.stamp-run  ## train, distil, measure and report: CONFIG (default: the digits preset)
 	$(BIN)/fewstep run $(CONFIG) $(ARGS)
 
-test: .venv/.stamp-dev  ## the test suite, without the slow tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+test: .venv/.stamp-dev  ## the test suite, without the slow tests, in WORKERS processes (default: 2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: .venv/.stamp-dev  ## the tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
@@ -39,9 +40,10 @@ fuzz: .venv/.stamp-fuzz  ## fuzz what parses bytes: SECONDS_EACH for each of TAR
 	done
 
 coverage: .venv/.stamp-dev  ## which `raise UserError` the tests execute (ARGS: which tests; default: all but slow ones)
-	@mkdir -p build
-	$(BIN)/python -m coverage run --data-file=build/.coverage --source=src,pipeline,teachers,students,eval \
-		-m pytest -q -m "not slow and not gpu" $(ARGS)
+	@mkdir -p build && rm -f build/.coverage*
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) --dist loadfile \
+		-m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python -m coverage combine -q
 	$(BIN)/python tests/error_coverage.py build/.coverage
 
 lint: .venv/.stamp-dev  ## ruff: rules and format

@@ -2,7 +2,7 @@
 
 `inception` is torch-fidelity's InceptionV3 (features of the last pooling, 2048 values), `dinov2` DINOv2's ViT-L/14
 (its class token, 1024 values), `digits-cnn` our own small classifier for the 8x8 digits, whose weights ship with the
-package.
+package. What the first two need is imported where they are asked for: torch-fidelity and torchvision take seconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.digits_cnn import FEATURES, DigitsCNN
-from fewstep.eval.dinov2 import ARCHITECTURE, dinov2_network, load_dinov2_weights
-from fewstep.eval.inception import inception_logits, inception_network, inception_weights, read_inception_weights
 
 EXTRACTORS = ("digits-cnn", "inception", "dinov2")
 METRIC_NAMES = {"inception": "FID", "dinov2": "FD-DINOv2"}  # of the Frechet distance; another extractor's: FD (name)
@@ -83,8 +81,12 @@ def check_extractor(name: str, weights: Path | None, shape: tuple[int, ...]) -> 
         raise UserError("eval.inception_weights", str(weights), f"is not used by eval.extractor={name}; leave it out")
     check_shape(name, shape)
     if name == "inception":
+        from fewstep.eval.inception import inception_weights, read_inception_weights
+
         read_inception_weights(inception_weights(weights))
     elif name == "dinov2":
+        from fewstep.eval.dinov2 import load_dinov2_weights
+
         load_dinov2_weights(weights)
 
 
@@ -98,29 +100,41 @@ def load_extractor(name: str, weights: Path | None, device: torch.device | str) 
     if name == "digits-cnn":
         return _digits_cnn(device)
     if name == "inception":
-        tensors = read_inception_weights(inception_weights(weights))
-        return Extractor(
-            name=name,
-            sha256=sha256_tensors({key: value for key, value in tensors.items() if _reaches_pool(key)}),
-            resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
-            dim=2048,
-            channels=3,
-            device=device,
-            network=inception_network(tensors, device),
-            logits=inception_logits(tensors),
-        )
+        return _inception(weights, device)
     if name == "dinov2":
-        tensors = load_dinov2_weights(weights)
-        return Extractor(
-            name=name,
-            sha256=sha256_tensors(tensors),
-            resize="bilinear to 224x224 as TensorFlow 1 does it (torch-fidelity)",
-            dim=ARCHITECTURE["embed_dim"],
-            channels=3,
-            device=device,
-            network=dinov2_network(tensors, device),
-        )
+        return _dinov2(weights, device)
     raise UserError("eval.extractor", name, f"choose one of {', '.join(EXTRACTORS)}")
+
+
+def _inception(weights: Path | None, device: torch.device) -> Extractor:
+    from fewstep.eval.inception import inception_logits, inception_network, inception_weights, read_inception_weights
+
+    tensors = read_inception_weights(inception_weights(weights))
+    return Extractor(
+        name="inception",
+        sha256=sha256_tensors({key: value for key, value in tensors.items() if _reaches_pool(key)}),
+        resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
+        dim=2048,
+        channels=3,
+        device=device,
+        network=inception_network(tensors, device),
+        logits=inception_logits(tensors),
+    )
+
+
+def _dinov2(weights: Path | None, device: torch.device) -> Extractor:
+    from fewstep.eval.dinov2 import ARCHITECTURE, dinov2_network, load_dinov2_weights
+
+    tensors = load_dinov2_weights(weights)
+    return Extractor(
+        name="dinov2",
+        sha256=sha256_tensors(tensors),
+        resize="bilinear to 224x224 as TensorFlow 1 does it (torch-fidelity)",
+        dim=ARCHITECTURE["embed_dim"],
+        channels=3,
+        device=device,
+        network=dinov2_network(tensors, device),
+    )
 
 
 def _digits_cnn(device: torch.device) -> Extractor:

@@ -1,7 +1,9 @@
 """Images to be measured: always uint8 [N, C, H, W], made from floats in one function."""
 
+import json
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 
 import torch
 from PIL import Image
@@ -50,6 +52,15 @@ def full_range_share(images: Tensor) -> float:
     """
     reaching = [(part.flatten(1).amin(1) == 0) & (part.flatten(1).amax(1) == 255) for part in images.split(1000)]
     return torch.cat(reaching).double().mean().item()
+
+
+def pixels_sha256(images: Tensor) -> str:
+    """sha256 of the shape (as a JSON list) and the pixels of uint8 [N, C, H, W]."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"uint8 expected, not {images.dtype}")
+    digest = sha256(json.dumps(list(images.shape)).encode())
+    digest.update(images.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 class TensorImages:

@@ -17,20 +17,22 @@ from torch import Tensor
 from fewstep.eval.cancel import can_be_cancelled
 from fewstep.eval.extractors import Extractor
 from fewstep.eval.interfaces import ImageSource
+from fewstep.progress import ProgressLine
 
 MOST_THREADS = 4
 EXTRACTED = 100  # images at once in the extractor
 
-Store = Callable[[int, Tensor, Tensor], None]
+Store = Callable[[slice, Tensor, Tensor], None]
 
 
-def each_batch(source: ImageSource, extractor: Extractor, batch_size: int, store: Store) -> None:
-    """Call `store(start, images uint8 [B, C, H, W], features float32 [B, D])` for every batch, in order.
+def each_batch(source: ImageSource, extractor: Extractor, batch_size: int, what: str, store: Store) -> None:
+    """Call `store(which, images uint8 [B, C, H, W], features float32 [B, D])` for every batch, in order.
 
-    `batch_size` images are in work at a time, over all threads; batches are made of equal size.
+    `batch_size` images are in work at a time, over all threads; batches are made of equal size. A progress line is
+    named `what`.
     """
     count, cancelled = len(source), threading.Event()
-    with _divided_cores(extractor.device) as threads:
+    with _divided_cores(extractor.device) as threads, ProgressLine(what, count) as line:
         size = math.ceil(batch_size / threads)
         size = math.ceil(count / (threads * math.ceil(count / (threads * size))))
         starts, waiting = deque(range(0, count, size)), deque[Future[tuple[int, Tensor, Tensor]]]()
@@ -39,7 +41,10 @@ def each_batch(source: ImageSource, extractor: Extractor, batch_size: int, store
                 while starts or waiting:
                     while starts and len(waiting) <= threads:
                         waiting.append(pool.submit(_batch, source, extractor, starts.popleft(), size))
-                    store(*waiting.popleft().result())
+                    start, images, features = waiting.popleft().result()
+                    stop = start + len(images)
+                    store(slice(start, stop), images, features)
+                    line.update(stop, f"{stop:,} of {count:,}")
             except BaseException:
                 cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)

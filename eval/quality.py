@@ -21,7 +21,6 @@ from fewstep.eval.metrics import frechet_distance, inception_score, kernel_dista
 from fewstep.eval.overlap import each_batch
 from fewstep.eval.protocol import Protocol
 from fewstep.eval.reference import Reference
-from fewstep.progress import ProgressLine
 
 SCRATCH = ".scratch-"
 
@@ -35,19 +34,17 @@ def generated(
     Both lie in files in `folder` while the context is open, so that memory does not grow with N. OSError: the disk
     is too small for them.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as place, ProgressLine(what, len(source)) as line:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as place:
         count, images = len(source), None
         features = _file_tensor(Path(place) / "features", (count, extractor.dim), torch.float32)
 
-        def store(start: int, batch: Tensor, of_batch: Tensor) -> None:
+        def store(which: slice, batch: Tensor, of_batch: Tensor) -> None:
             nonlocal images
             if images is None:
                 images = _file_tensor(Path(place) / "images", (count, *batch.shape[1:]), torch.uint8)
-            stop = start + len(batch)
-            images[start:stop], features[start:stop] = batch, of_batch
-            line.update(stop, f"{stop:,} of {count:,}")
+            images[which], features[which] = batch, of_batch
 
-        each_batch(source, extractor, batch_size, store)
+        each_batch(source, extractor, batch_size, what, store)
         assert images is not None
         yield images, features
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.extractors import Extractor, sha256_tensors
 from fewstep.eval.floor import half_distances
-from fewstep.eval.images import TensorImages, check_varied, full_range_share
+from fewstep.eval.images import TensorImages, check_varied, full_range_share, pixels_sha256
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.metrics import Statistics, statistics
 from fewstep.eval.overlap import each_batch
@@ -37,7 +36,6 @@ from fewstep.files import (
     write_bytes,
     write_json,
 )
-from fewstep.progress import ProgressLine
 
 logger = logging.getLogger("fewstep")
 BATCH = 200  # images in work at a time
@@ -60,13 +58,6 @@ class Reference:
     statistics: Statistics
 
 
-def sha256_images(images: Tensor) -> str:
-    """sha256 of the shape (as a JSON list) and the pixels of uint8 [N, C, H, W]."""
-    digest = sha256(json.dumps(list(images.shape)).encode())
-    digest.update(images.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def cache_folder() -> Path:
     """$FEWSTEP_CACHE, by default ~/.cache/fewstep/references."""
     return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep" / "references"))
@@ -74,16 +65,12 @@ def cache_folder() -> Path:
 
 def extract(extractor: Extractor, source: ImageSource, what: str, batch_size: int = BATCH) -> Tensor:
     """Features float32 [N, D] of all images of a source, with a progress bar named `what`."""
-    count = len(source)
-    features = torch.empty(count, extractor.dim)
-    with ProgressLine(what, count) as line:
+    features = torch.empty(len(source), extractor.dim)
 
-        def store(start: int, batch: Tensor, of_batch: Tensor) -> None:
-            stop = start + len(batch)
-            features[start:stop] = of_batch
-            line.update(stop, f"{stop:,} of {count:,}")
+    def store(which: slice, batch: Tensor, of_batch: Tensor) -> None:
+        features[which] = of_batch
 
-        each_batch(source, extractor, batch_size, store)
+    each_batch(source, extractor, batch_size, what, store)
     return features
 
 
@@ -96,7 +83,7 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
     if len(images) < 4:
         raise UserError("data.reference_split", len(images), "images are too few to measure against; give 4 or more")
     check_varied("data.reference_split", images)
-    provenance |= {"count": len(images), "sha256": sha256_images(images), "full_range": full_range_share(images)}
+    provenance |= {"count": len(images), "sha256": pixels_sha256(images), "full_range": full_range_share(images)}
     key = sha256_json([provenance["sha256"], extractor.sha256, extractor.resize])[:32]
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
     features = _read(path)

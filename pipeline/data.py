@@ -4,8 +4,6 @@ Every source is a stream of encoded images; resize, crop and colour conversion h
 place, and are recorded. Value range: uint8, [0, 255].
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.eval.images import pixels_sha256
 from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.data_source import open_split, quiet_libraries
@@ -99,15 +98,6 @@ def _collect(
         "sha256": pixels_sha256(images),
     }
     return ImageData(images=images, labels=labels, class_names=class_names, provenance=provenance)
-
-
-def pixels_sha256(images: Tensor) -> str:
-    """sha256 over the shape (as JSON) and the bytes of a uint8 tensor."""
-    if images.dtype != torch.uint8:
-        raise TypeError(f"uint8 expected, not {images.dtype}")
-    digest = hashlib.sha256(json.dumps(list(images.shape)).encode())
-    digest.update(images.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _labels(

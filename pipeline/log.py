@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fewstep.files import write_bytes
 
@@ -20,14 +21,15 @@ class TrainingLog:
         kept = [line for line in _lines(path) if _step(line) <= start_step] if start_step else []
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
-        self.board = None
-        if _has_tensorboard():
-            from torch.utils.tensorboard.writer import SummaryWriter  # a second of imports, and an extra
-
-            self.board = SummaryWriter(str(tensorboard), purge_step=start_step)
+        self.tensorboard, self.start_step = tensorboard, start_step
+        self.board: Any = None
 
     def write(self, record: Mapping[str, float]) -> None:
         """One record; `step` is among its keys."""
+        if self.board is None and _has_tensorboard():
+            from torch.utils.tensorboard.writer import SummaryWriter  # seconds of imports, and an extra
+
+            self.board = SummaryWriter(str(self.tensorboard), purge_step=self.start_step)
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.board:

@@ -12,15 +12,12 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.environment import environment
 from fewstep.eval.extractors import check_extractor, load_extractor
-from fewstep.eval.reference_file import read_reference
-from fewstep.eval.report import write_report
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.checkpoint import latest_checkpoint
 from fewstep.pipeline.cli_config import config_yaml
 from fewstep.pipeline.config import Config
 from fewstep.pipeline.config_file import load_config
 from fewstep.pipeline.context import RunContext
-from fewstep.pipeline.evaluate import evaluate
 from fewstep.pipeline.lock import run_lock
 from fewstep.pipeline.make_student import make_student
 from fewstep.pipeline.make_teacher import make_teacher
@@ -55,6 +52,8 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
 
 def report(folder: Path) -> Path:
     """Write a measured run's report again, from its files alone; returns the path of index.html."""
+    from fewstep.eval.report import write_report
+
     with run_lock(Path(folder)):
         path = write_report(Path(folder), commands(Path(folder)))
     say(str(path))
@@ -81,6 +80,8 @@ class Run(RunContext):
             shape = tuple(self.data_facts["shape"])
             check_extractor(config.eval.extractor, config.eval.extractor_weights, shape)
             if config.eval.reference is not None:
+                from fewstep.eval.reference_file import read_reference
+
                 extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, self.device)
                 read_reference(config.eval.reference.expanduser(), extractor)
 
@@ -125,10 +126,18 @@ class Run(RunContext):
             "teacher": stage_hash(self.folder / "teacher"),
             "student": stage_hash(self.folder / "student"),
         }
-        self._stage("eval", inputs, lambda stage: evaluate(self, stage, sha256_json(inputs)))
+
+        def build(stage: Path) -> dict[str, Any]:
+            from fewstep.pipeline.evaluate import evaluate
+
+            return evaluate(self, stage, sha256_json(inputs))
+
+        self._stage("eval", inputs, build)
 
     def report(self) -> None:
         """Write report/ from the files of the other stages."""
+        from fewstep.eval.report import write_report
+
         self.write_config()
         write_report(self.folder, commands(self.folder))
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from fewstep.errors import UserError, first_line, unreadable
 from fewstep.eval.array_file import array_sizes, read_arrays
 from fewstep.eval.benchmark import Subject
-from fewstep.eval.images import StoredImages
-from fewstep.eval.reference import sha256_images
+from fewstep.eval.images import StoredImages, pixels_sha256
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 from fewstep.pipeline.graph_sampler import OnnxSampler
@@ -150,7 +149,7 @@ def _named(sampler: ModelSampler, text: str, label: str) -> ModelSampler:
 
 
 def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, Callable[[], str]]:
-    return StoredImages(text, _label(path), images), partial(sha256_images, images)
+    return StoredImages(text, _label(path), images), partial(pixels_sha256, images)
 
 
 def _read_folder(path: Path) -> Tensor:

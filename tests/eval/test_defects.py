@@ -10,10 +10,10 @@ from fewstep.eval.copies import TrainingFeatures, TrainingImages
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
 from fewstep.eval.floor import floor
-from fewstep.eval.images import TensorImages, full_range_share
+from fewstep.eval.images import TensorImages, full_range_share, pixels_sha256
 from fewstep.eval.metrics import frechet_distance, kernel_distance, precision_recall, statistics
 from fewstep.eval.protocol import Protocol, check_same
-from fewstep.eval.reference import extract, load_halves, sha256_images
+from fewstep.eval.reference import extract, load_halves
 from fewstep.eval.report_notes import _about_range
 from fewstep.pipeline.config import DataConfig
 from fewstep.pipeline.data import load_data
@@ -90,7 +90,7 @@ def test_a_copied_training_set_is_seen_by_the_near_copies_alone(halves, measured
 
 def test_another_reference_split_is_another_protocol(halves, extractor):
     def protocol(images, split):
-        reference = {"dataset": "digits", "split": split, "count": len(images), "sha256": sha256_images(images)}
+        reference = {"dataset": "digits", "split": split, "count": len(images), "sha256": pixels_sha256(images)}
         return Protocol(reference=reference, extractor=extractor.to_json(), images=100, encoding="uint8")
 
     with pytest.raises(UserError, match=r"protocol\.reference\.split"):

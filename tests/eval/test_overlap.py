@@ -32,15 +32,15 @@ def cores(request):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_every_image_comes_once_in_order_with_its_features(extractor, cores, batch_size):
-    whole, starts, images, features = extractor(IMAGES), [], [], []
+    whole, places, images, features = extractor(IMAGES), [], [], []
 
-    def store(start, batch, of_batch):
-        starts.append(start)
+    def store(which, batch, of_batch):
+        places.extend(range(len(IMAGES))[which])
         images.append(batch)
         features.append(of_batch)
 
-    each_batch(TensorImages(IMAGES), extractor, batch_size, store)
-    assert starts == sorted(starts)
+    each_batch(TensorImages(IMAGES), extractor, batch_size, "all", store)
+    assert places == list(range(len(IMAGES)))
     assert torch.equal(torch.cat(images), IMAGES)
     assert torch.allclose(torch.cat(features), whole, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_an_error_in_one_thread_ends_the_others_at_their_next_evaluation(extract
 
     source, began = Broken(), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        each_batch(source, extractor, 10, lambda *_: None)
+        each_batch(source, extractor, 10, "all", lambda *_: None)
     assert time.monotonic() - began < 10
     assert len(source.left) >= min(cores, 4) - 1  # the freed thread may have begun another batch
 
@@ -92,7 +92,7 @@ def test_an_error_while_storing_ends_the_threads(extractor, cores):
 
     began = time.monotonic()
     with pytest.raises(OSError, match="no space"):
-        each_batch(Second(), extractor, 10, full)
+        each_batch(Second(), extractor, 10, "all", full)
     assert time.monotonic() - began < 10
 
 

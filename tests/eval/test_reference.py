@@ -10,7 +10,8 @@ from fewstep.errors import UserError
 from fewstep.eval import reference
 from fewstep.eval.digits_cnn import digits
 from fewstep.eval.extractors import load_extractor
-from fewstep.eval.reference import load_halves, load_reference, sha256_images
+from fewstep.eval.images import pixels_sha256
+from fewstep.eval.reference import load_halves, load_reference
 
 PROVENANCE = {"dataset": "digits", "split": "train"}
 
@@ -56,14 +57,14 @@ def test_a_second_load_extracts_nothing_and_gives_the_same(cache, images):
     assert a.features is not None
     assert b.features is not None
     assert torch.equal(a.features, b.features)
-    assert a.provenance == b.provenance == {**PROVENANCE, "count": 200, "sha256": sha256_images(images)}
+    assert a.provenance == b.provenance == {**PROVENANCE, "count": 200, "sha256": pixels_sha256(images)}
 
 
 def test_the_cache_file_holds_its_provenance(cache, images):
     load(images, Counting())
     with safe_open(next(cache.glob("*.safetensors")), "pt") as file:
         provenance = file.metadata()["provenance"]
-    assert sha256_images(images) in provenance
+    assert pixels_sha256(images) in provenance
     assert "digits-cnn" in provenance
 
 

@@ -130,6 +130,22 @@ def test_a_training_resumes_before_a_damaged_checkpoint_and_ends_the_same(whole_
     assert run.leftovers() == []
 
 
+@pytest.mark.parametrize("record", ["kept", "damaged", "missing"])
+def test_a_student_s_refit_is_not_made_again_unless_its_record_is_damaged(whole_run, tmp_path, record):
+    run = whole_run.before("student", tmp_path)
+    assert run.make("student", "die_after_three_saves")[0] == 9
+    path = run.folder / "checkpoints" / "student" / "conversion.json"
+    if record == "damaged":
+        path.write_text(path.read_text().replace("0.", "1.", 1))
+    if record == "missing":
+        path.unlink()
+    code, out, err = run.make("student")
+    assert code == 0, err
+    assert ("its time embedding was refitted before" in out) == (record == "kept")
+    assert run.results("student") == whole_run.results("student")
+    assert run.leftovers() == []
+
+
 @pytest.mark.parametrize("stage", ["teacher", "student", "eval"])
 def test_changed_bytes_of_a_finished_stage_are_named(whole_run, tmp_path, stage):
     shutil.copytree(whole_run.folder / stage, tmp_path / stage)

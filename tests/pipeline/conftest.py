@@ -1,6 +1,8 @@
-"""What the tests of training share: a job of twelve steps."""
+"""What tests share: a training of twelve steps, an exported generator."""
 
 import pytest
+import torch
+from exported_programs import Generator, exported
 
 from small_training import Denoising, Training
 
@@ -16,3 +18,15 @@ def training(tmp_path, monkeypatch):
 def denoising():
     """The class of the small objective."""
     return Denoising
+
+
+@pytest.fixture(scope="session")
+def generator():
+    torch.manual_seed(0)
+    return Generator().eval()
+
+
+@pytest.fixture(scope="session")
+def program(generator, tmp_path_factory):
+    """The generator's .pt2, to be read only."""
+    return exported(tmp_path_factory.mktemp("program") / "student.pt2", generator, torch.randn(2, 1, 8, 8))

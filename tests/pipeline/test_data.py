@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.eval.images import pixels_sha256
 from fewstep.pipeline.config import DataConfig
-from fewstep.pipeline.data import load_data, pixels_sha256
+from fewstep.pipeline.data import load_data
 
 
 def image(seed, size=(8, 8), mode="L"):

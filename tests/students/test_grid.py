@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from fewstep.pipeline.make_student import SEARCHED_SIGMAS
+from fewstep.pipeline.search import SEARCHED_SIGMAS
 from fewstep.students.grid import StepGrid, solve_grid
 
 
