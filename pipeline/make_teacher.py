@@ -29,8 +29,6 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         save_teacher(teacher.unet, teacher.scheduler, stage)
         return {"source": config.source}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
-    if shape[1] != shape[2]:
-        raise UserError("data.image_size", f"{shape[1]}x{shape[2]}", "images must be square: set data.image_size")
     network = config.network
     unet = build_unet(
         shape,

@@ -97,7 +97,6 @@ class PublishedNetwork(torch.nn.Module):
 def small(monkeypatch):
     """Tensors of the published form for a network of 3 blocks of width 32, which the extractor then expects."""
     monkeypatch.setattr(dinov2, "ARCHITECTURE", SMALL)
-    monkeypatch.setattr("fewstep.eval.extractors.ARCHITECTURE", SMALL)
     monkeypatch.setitem(FEATURES, "dinov2", SMALL["embed_dim"])
     return random_tensors(32, 3)
 

@@ -141,6 +141,13 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(run_dir, name, c
     assert not (run_dir / "report").exists()
 
 
+def test_a_log_that_is_no_json_is_named(run_dir):
+    with open(run_dir / "logs" / "teacher.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 3\n')
+    with pytest.raises(UserError, match=r"logs/teacher\.jsonl: is not JSON lines"):
+        write_report(run_dir, COMMANDS)
+
+
 def test_results_of_another_protocol_are_refused_by_field(run_dir):
     path = run_dir / "eval" / "samplers" / "student_2.json"
     quality = json.loads(path.read_text())["quality"]

@@ -98,6 +98,7 @@ BROKEN = {
     MANIFEST: lambda folder: (folder / MANIFEST).unlink(),
     "a folder for a file": lambda folder: ((folder / MANIFEST).unlink(), (folder / MANIFEST).mkdir()),
     "a file for a folder": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+    "a link to itself": lambda folder: ((folder / MANIFEST).unlink(), (folder / MANIFEST).symlink_to(MANIFEST)),
     "a number that is none": lambda folder: (folder / MANIFEST).write_text('{"losses": [1e999], "sha256": "x"}'),
 }
 

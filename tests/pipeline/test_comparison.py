@@ -119,6 +119,7 @@ def test_a_run_measures_against_a_reference_file(tiny, tmp_path, reference, tiny
 
 FAULTS: list[tuple[list[str], str]] = [
     (["reference", "digits", "-o", "ref.npz"], "--out: 'ref.npz': must be a .safetensors file"),
+    (["reference", "digits", "-o", "{ref}"], "exists already: give a new file, or remove it"),
     (["reference", "digits", "-o", "no/such/ref.safetensors"], "there is no folder no/such"),
     (["reference", "digitz", "-o", "r.safetensors"], "data.source: 'digitz': must be digits, hub:ID"),
     (
