@@ -32,6 +32,7 @@ from fewstep.files import (
     read_json,
     sealed,
     sha256_json,
+    sweep,
     unsealed,
     write_bytes,
     write_json,
@@ -39,6 +40,7 @@ from fewstep.files import (
 
 logger = logging.getLogger("fewstep")
 BATCH = 200  # images in work at a time
+DAY = 86400.0  # seconds
 DAMAGED = "is no reference that fewstep wrote, or is damaged"
 PROVENANCE = {"dataset": str, "split": (str, None), "count": int, "sha256": str, "extractor_name": str}
 
@@ -122,6 +124,7 @@ def load_halves(features: Tensor, kid_subset_size: int) -> dict[str, Any]:
 def _cache_errors(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, older_than=DAY)  # others may be writing
         yield
     except OSError as error:
         raise UserError(path, None, f"cannot be written ({error}); set FEWSTEP_CACHE to another folder") from None

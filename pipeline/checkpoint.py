@@ -45,7 +45,10 @@ class TrainingState:
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: str, keep: int) -> Path:
-    """Write `folder`/step-NNNNNNNNN and remove all but the newest `keep`, two at the least. Returns its path."""
+    """Write `folder`/step-NNNNNNNNN and remove all but the newest `keep`, two at the least. Returns its path.
+
+    Checkpoints of a later step are removed too: training that comes by here again has refused them as corrupt.
+    """
     target = folder / f"step-{step:09d}"
     with staged_folder(target) as stage:
         save_file(_tensors(state.objective.state_dict()), stage / "objective.safetensors")
@@ -57,8 +60,11 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
         manifest = {"format": 1, "step": step, "config_hash": config_hash, "losses": state.losses, "files": files}
         write_json(stage / MANIFEST, sealed(manifest))
     verify_checkpoint(target)
-    for old in list_checkpoints(folder)[: -max(keep, 2)]:
-        remove(old)
+    found = list_checkpoints(folder)
+    good = [path for path in found if path.name <= target.name]
+    for path in found:
+        if path not in good[-max(keep, 2) :]:
+            remove(path)
     for leftover in folder.iterdir():  # of saves that were killed
         if _LEFTOVER.fullmatch(leftover.name):
             remove(leftover)
@@ -108,12 +114,13 @@ def latest_checkpoint(folder: Path, config_hash: str, say: Callable[[str], None]
     A corrupt one is named through `say` and the one before it is taken. When checkpoints exist and none is good, or
     the good one was made by another configuration, that is a UserError: never a fresh start in silence.
     """
-    checkpoints = list_checkpoints(folder)
+    checkpoints, why = list_checkpoints(folder), ""
     for path in reversed(checkpoints):
         try:
             manifest = verify_checkpoint(path)
         except UserError as error:
             say(f"WARNING: {error}; trying the checkpoint before it")
+            why = why or str(error)
             continue
         if manifest["config_hash"] != config_hash:
             raise UserError(
@@ -124,7 +131,8 @@ def latest_checkpoint(folder: Path, config_hash: str, say: Callable[[str], None]
             )
         return path
     if checkpoints:
-        raise UserError(folder, None, "holds no good checkpoint; remove the folder to start this stage anew")
+        remedy = "bring a good one back, or remove the folder to start this stage anew"
+        raise UserError(folder, None, f"holds no good checkpoint (the newest: {why}); {remedy}")
     return None
 
 
@@ -157,3 +165,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, entries in optimizer.state.items():  # a fused step reads moments in the layout of their parameter
+        for name, value in entries.items():
+            if value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -8,6 +8,7 @@ from fewstep.eval.comparison import write_comparison
 from fewstep.eval.extractors import check_shape, load_extractor
 from fewstep.eval.images import StoredImages
 from fewstep.eval.reference_file import read_reference
+from fewstep.files import sweep
 from fewstep.pipeline.cli_benchmark import Comparison
 from fewstep.pipeline.cold_start import add_cold_starts
 from fewstep.pipeline.context import the_device
@@ -40,6 +41,7 @@ def compare_subjects(asked: Comparison) -> Path:
         if training is not None and asked.training is not None:
             searched = training_features(asked.eval, training, asked.training, extractor)
         with run_lock(asked.out):
+            sweep(asked.out)
             say(f"benchmark: {len(subjects)} subjects, {asked.eval.images} images a seed block ({extractor.name})")
             benchmark(
                 subjects,

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from fewstep.errors import printable
+from fewstep.errors import UserError, printable
 from fewstep.files import read_json
 from fewstep.pipeline.config import Config, TrainConfig
 from fewstep.pipeline.data import ImageData, load_data
@@ -34,15 +34,21 @@ class RunContext:
         say(f"data: reading {printable(config.source)}, split {printable(config.split)}")
         data = load_data(config, config.split)
         self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
+        if (kept := self._kept_facts()) is not None and kept.get("sha256") != data.provenance["sha256"]:
+            remedy = "the images have changed since this run began: put them back, or give another name (--name)"
+            raise UserError("data.source", config.source, remedy)
         return data
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Provenance of the training images; what data.json keeps of them while the data section is the same."""
-        path, section = self.folder / "data.json", self.config.to_dict()["data"]
-        if path.exists() and (kept := read_json(path, {})).get("config") == section:
-            return kept
-        return self.data.provenance | {"config": section}
+        return self._kept_facts() or self.data.provenance | {"config": self.config.to_dict()["data"]}
+
+    def _kept_facts(self) -> dict[str, Any] | None:
+        """What data.json holds, None where there is none or it is of another data section."""
+        path = self.folder / "data.json"
+        kept = read_json(path, {}) if path.exists() else {}
+        return kept if kept.get("config") == self.config.to_dict()["data"] else None
 
     def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
         """The training part of a stage, with its places in the run folder."""

@@ -1,5 +1,6 @@
 """What a training leaves: a JSON-lines log and TensorBoard curves."""
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,10 @@ class TrainingLog:
     """
 
     def __init__(self, path: Path, tensorboard: Path, start_step: int) -> None:
+        if _has_tensorboard():  # whether it can be written is known before any work
+            tensorboard.mkdir(parents=True, exist_ok=True)
+            if not os.access(tensorboard, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tensorboard))
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if _step(line) <= start_step] if start_step else []
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
@@ -29,7 +34,7 @@ class TrainingLog:
         if self.board is None and _has_tensorboard():
             from torch.utils.tensorboard.writer import SummaryWriter  # seconds of imports, and an extra
 
-            self.board = SummaryWriter(str(self.tensorboard), purge_step=self.start_step)
+            self.board = SummaryWriter(str(self.tensorboard), purge_step=self.start_step + 1)
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.board:

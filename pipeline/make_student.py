@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from fewstep.errors import UserError
-from fewstep.files import read_sealed, sealed, sha256_file, write_json
+from fewstep.files import read_json, sealed, sha256_file, unsealed, write_json
 from fewstep.pipeline.card import model_card
-from fewstep.pipeline.checkpoint import latest_checkpoint
+from fewstep.pipeline.checkpoint import list_checkpoints
 from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.loop import train
 from fewstep.pipeline.randomness import keyed_generator
@@ -67,10 +67,10 @@ def _convert(run: RunContext, teacher: VPDenoiser, config_hash: str) -> tuple[Co
     config, checkpoints = run.config.student, run.folder / "checkpoints" / "student"
     record = checkpoints / "conversion.json"
     errors, steps = None, config.refit_steps
-    if latest_checkpoint(checkpoints, config_hash, lambda text: None) is not None:
+    if list_checkpoints(checkpoints):
         with suppress(UserError):  # missing or damaged: it is made again
-            kept = read_sealed(record, {"config_hash": str, "rmse": {str: float}})
-            errors = kept["rmse"] if kept["config_hash"] == config_hash else None
+            kept = unsealed(read_json(record, {"config_hash": str, "rmse": {str: float}}))
+            errors = kept["rmse"] if kept is not None and kept["config_hash"] == config_hash else None
     if errors is None:
         say(f"student: converting the teacher, refitting the time embedding ({steps} steps)")
     else:

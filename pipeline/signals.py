@@ -23,7 +23,10 @@ class PendingSignal:
 
 @contextmanager
 def deferred_signals() -> Iterator[PendingSignal]:
-    """Within, SIGTERM and Ctrl-C only set `.number`: the caller reads it once a step, saves and leaves."""
+    """Within, SIGTERM and Ctrl-C only set `.number`: the caller reads it once a step, saves and leaves.
+
+    One that came after the caller had last looked is raised at the end.
+    """
     pending = PendingSignal()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -31,6 +34,7 @@ def deferred_signals() -> Iterator[PendingSignal]:
 
     with _handlers(note):
         yield pending
+    pending.leave()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def refit_time_embedding(
     A regression of the two embeddings, with ln sigma uniform over the student's range; the rest of the network
     is not evaluated. Adam, cosine decay from 1e-3.
     """
-    assert teacher.sigmas is not None
+    table = teacher.finite_sigmas.cpu()
     unet, device = model.unet, next(model.parameters()).device
     embedding = unet.time_embedding.requires_grad_(True)
     low, high = torch.tensor([model.sigma_min, model.sigma_max]).log().tolist()
@@ -77,7 +77,7 @@ def refit_time_embedding(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
     for _ in range(steps):
         log_sigma = low + (high - low) * torch.rand(batch_size, generator=generator)
-        target = _embed(teacher.unet, timestep_of_sigma(log_sigma.exp(), teacher.sigmas.cpu()).to(device))
+        target = _embed(teacher.unet, timestep_of_sigma(log_sigma.exp(), table).to(device))
         loss = (_embed(unet, 250 * log_sigma.to(device)) - target.detach()).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -26,13 +26,14 @@ class VPDenoiser:
         height, width = (size, size) if isinstance(size, int) else size
         self.shape: tuple[int, int, int] = (unet.config["in_channels"], height, width)
         self.sigmas: Tensor | None = vp_sigmas(scheduler.alphas_cumprod)
-        finite = self.sigmas[torch.isfinite(self.sigmas)]
-        self.sigma_min, self.sigma_max = float(finite[0]), float(finite[-1])
+        self.finite_sigmas = self.sigmas[torch.isfinite(self.sigmas)]
+        """Without the infinite last entry of a schedule of zero terminal SNR."""
+        self.sigma_min, self.sigma_max = float(self.finite_sigmas[0]), float(self.finite_sigmas[-1])
 
     def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Estimate x0 [B,C,H,W] from x = x0 + sigma*eps and sigma [B]; `labels` is not used."""
-        assert self.sigmas is not None
-        timestep = timestep_of_sigma(sigma, self.sigmas.to(sigma.device))
+        self.finite_sigmas = self.finite_sigmas.to(sigma.device)  # once: to move it each time is to wait for the device
+        timestep = timestep_of_sigma(sigma, self.finite_sigmas)
         s = per_image(sigma)
         x_vp = x / (1 + s**2).sqrt()
         output = self.unet(x_vp, timestep).sample[:, : self.shape[0]].float()

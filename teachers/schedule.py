@@ -13,9 +13,9 @@ def vp_sigmas(alphas_cumprod: Tensor) -> Tensor:
 def timestep_of_sigma(sigma: Tensor, sigmas: Tensor) -> Tensor:
     """The continuous timestep t(sigma) of a table, [B] in sigma's dtype: linear in ln sigma, clamped to [0, T-1].
 
-    `sigmas` is an ascending table [T]; an infinite last entry (a schedule of zero terminal SNR) is left out.
+    `sigmas` is an ascending table [T] of finite numbers, on the device of `sigma`.
     """
-    log_table = sigmas[torch.isfinite(sigmas)].double().log()
+    log_table = sigmas.double().log()
     log_sigma = sigma.double().log().clamp(log_table[0], log_table[-1])
     upper = torch.searchsorted(log_table, log_sigma).clamp(1, len(log_table) - 1)
     low, high = log_table[upper - 1], log_table[upper]

@@ -125,6 +125,24 @@ def test_a_full_disk_at_the_last_flush_leaves_the_earlier_folder_alone(tmp_path,
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_staging_folder_of_a_kill_goes_when_the_folder_is_looked_at(tmp_path):
+    make(tmp_path / "out", "old")
+    (tmp_path / ".out.new").mkdir()
+    files.restore_folder(tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert content(tmp_path / "out") == "old"
+
+
+def test_a_sweep_takes_what_writes_left_and_spares_what_others_may_be_writing(tmp_path):
+    for name in (".a.json.abcd1234.tmp", ".b.json.abcd1234.tmp", ".mine.tmp"):
+        (tmp_path / name).write_text("half")
+    os.utime(tmp_path / ".a.json.abcd1234.tmp", (1e9, 1e9))
+    files.sweep(tmp_path, older_than=3600)
+    assert {path.name for path in tmp_path.iterdir()} == {".b.json.abcd1234.tmp", ".mine.tmp"}
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+
+
 def test_a_staging_folder_left_by_a_kill_is_swept_by_the_next_call(tmp_path):
     target = tmp_path / "out"
     with files.staged_folder(tmp_path / "other") as stage:

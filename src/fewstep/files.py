@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -152,11 +154,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed calls of `write_bytes` left anywhere in a folder; nobody may be writing in it."""
+def sweep(folder: Path, older_than: float = -math.inf) -> None:
+    """Remove what killed calls of `write_bytes` left anywhere in a folder.
+
+    Nobody may be writing in it, unless for fewer than `older_than` seconds.
+    """
     for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink()
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -206,8 +212,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     restore_folder(target)
-    old, stage = _aside(target), target.parent / f".{target.name}.new"
-    remove(stage)
+    old, stage = _aside(target), _stage_of(target)
     stage.mkdir()
     try:
         yield stage
@@ -225,13 +230,18 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def restore_folder(target: Path) -> None:
-    """Undo a replacement of `target` that was cut off between its two renames."""
+    """Undo a replacement of `target` that was cut off between its two renames, and remove one that was never whole."""
     old = _aside(Path(target))
+    remove(_stage_of(Path(target)))
     if os.path.lexists(old):
         if os.path.lexists(target):
             remove(old)
         else:
             os.rename(old, target)
+
+
+def _stage_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.new"
 
 
 def _aside(target: Path) -> Path:

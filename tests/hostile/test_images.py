@@ -19,6 +19,7 @@ from fewstep.pipeline.data import load_data
 from fewstep.pipeline.data_images import Decoder, pillow_warnings
 
 MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"II*\x00", b"BM", b"P6 9 9 255 ", b"")
+MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"II*\x00", b"BM", b"P6 9 9 255 ", b"")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 
 

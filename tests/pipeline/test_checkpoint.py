@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -140,8 +141,17 @@ def test_every_flipped_bit_of_a_manifest_is_named(tmp_path, place, bit):
 def test_when_none_is_good_training_does_not_start_anew_in_silence(two):
     for path in list_checkpoints(two):
         flip(path / "ema.safetensors")
-    with pytest.raises(UserError, match="holds no good checkpoint; remove the folder"):
+    newest = re.escape(str(two / "step-000000008" / "ema.safetensors"))
+    why = rf"holds no good checkpoint \(the newest: {newest}: is corrupt \(checkpoint of step 8\)"
+    with pytest.raises(UserError, match=why):
         latest_checkpoint(two, HASH, lambda text: None)
+
+
+def test_corrupt_checkpoints_of_later_steps_do_not_take_the_places_of_good_ones(two):
+    save_checkpoint(two, 12, state(12), HASH, keep=3)
+    flip(two / "step-000000012" / "ema.safetensors")  # training goes on at step 8
+    save_checkpoint(two, 9, state(9), HASH, keep=2)
+    assert [path.name for path in list_checkpoints(two)] == ["step-000000008", "step-000000009"]
 
 
 def test_another_configuration_is_refused_in_one_line(two):

@@ -88,6 +88,14 @@ def test_a_second_call_measures_nothing_again(compared, capsys):
     assert {path: path.stat().st_mtime_ns for path in (out / "samplers").iterdir()} == before
 
 
+def test_what_a_killed_write_left_is_swept(compared):
+    arguments, out = compared
+    left = out / "samplers" / ".student_1.json.abcd1234.tmp"
+    left.write_text("half")
+    assert main([*arguments, "--training", "digits"]) == 0
+    assert not left.exists()
+
+
 def test_against_itself_nothing_regressed_and_another_reference_is_refused(compared, tmp_path, capsys):
     arguments, out = compared
     assert main([*arguments, "--against", str(out / "results.json")]) == 0

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import time
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.errors import UserError
 from fewstep.eval.images import pixels_sha256
+from fewstep.files import write_json
 from fewstep.pipeline.config import DataConfig
+from fewstep.pipeline.config_file import load_config
+from fewstep.pipeline.context import RunContext
 from fewstep.pipeline.data import load_data
 
 
@@ -203,3 +208,17 @@ def test_real_colour_images_and_their_labels(data_dir):
     assert data.images.shape == (10_000, 3, 32, 32)
     assert data.labels is not None
     assert data.labels.bincount().tolist() == [1000] * 10
+
+
+def test_a_run_whose_images_were_replaced_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        Image.new("L", (8, 8), 40 * index).save(tmp_path / "images" / f"{index}.png")
+    source = DataConfig(source=f"imagefolder:{tmp_path / 'images'}", reference_split=None)
+    config = replace(load_config("digits"), data=source, out=tmp_path)
+    config.folder.mkdir(parents=True)
+    write_json(config.folder / "data.json", RunContext(config).data_facts)
+    assert len(RunContext(config).data.images) == 4
+    Image.new("L", (8, 8), 7).save(tmp_path / "images" / "2.png")
+    with pytest.raises(UserError, match=r"data\.source: .*the images have changed since this run began: put them back"):
+        RunContext(config).data  # noqa: B018 - read where it is first asked for

@@ -52,6 +52,26 @@ def test_a_line_cut_short_by_a_full_disk_is_dropped(path):
     assert steps(path) == [1, 2, 3, 4, 6]
 
 
+def test_tensorboard_keeps_the_last_point_before_an_interruption(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, steps in ((0, (20, 40, 60)), (40, (60, 80))):  # interrupted after 60, the checkpoint is of step 40
+        records = TrainingLog(tmp_path / "a.jsonl", tmp_path / "board", start)
+        for step in steps:
+            records.write({"step": step, "loss": float(step + start)})
+        records.close()
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(20, 20), (40, 40), (60, 100), (80, 120)]
+
+
+def test_a_file_in_the_place_of_tensorboard_s_folder_is_met_before_any_work(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "board").write_text("?")
+    with pytest.raises(FileExistsError):
+        TrainingLog(tmp_path / "a.jsonl", tmp_path / "board", 0)
+
+
 def test_tensorboard_gets_every_number(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

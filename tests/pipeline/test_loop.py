@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -213,6 +214,33 @@ def test_numbers_read_late_are_those_read_at_once_and_a_resumed_run_is_exact(tra
     cut.run()
     assert cut.hashes(STEPS) == late_log.hashes(STEPS)
     assert cut.trace() == late_log.trace()
+
+
+def test_a_resumed_run_is_exact_in_channels_last_too(training, denoising, late):
+    def wide():  # the second convolution takes four channels: its weights differ in the two layouts
+        return denoising(dropout=0.0).to(memory_format=torch.channels_last)
+
+    whole, cut = training("whole"), training("cut")
+    whole.run(wide())
+    cut.run(wide(), interrupted_at=7)
+    cut.run(wide())
+    assert cut.hashes(STEPS) == whole.hashes(STEPS)
+
+
+def test_a_signal_in_the_last_save_is_not_lost(training, monkeypatch):
+    save = loop.save_checkpoint
+
+    def interrupted(folder, step, *given):
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(folder, step, *given)
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    cut = training("cut")
+    with pytest.raises(SystemExit) as left:
+        cut.run()
+    assert left.value.code == 143
+    assert cut.checkpoint(STEPS).is_dir()
 
 
 def test_the_log_is_on_the_disk_before_a_checkpoint_is_written(training, monkeypatch):

@@ -6,29 +6,33 @@ import threading
 
 import pytest
 
-from fewstep.pipeline.signals import deferred_signals, raising_signals
+from fewstep.pipeline.signals import PendingSignal, deferred_signals, raising_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_within_a_step_a_signal_is_only_noted(number):
-    before = signal.getsignal(number)
-    with deferred_signals() as pending:
-        assert pending.number is None
-        pending.leave()  # nothing to leave for
-        os.kill(os.getpid(), number)
-        assert pending.number == number
+def test_within_a_step_a_signal_is_only_noted_and_at_the_end_raised(number):
+    before, noted = signal.getsignal(number), []
+
+    def work():
+        with deferred_signals() as pending:
+            noted.append(pending.number)
+            pending.leave()  # nothing to leave for
+            os.kill(os.getpid(), number)
+            noted.append(pending.number)
+
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        work()
+    assert noted == [None, number]
     assert signal.getsignal(number) is before
 
 
-def test_leaving_raises_what_the_signal_means():
-    with deferred_signals() as pending:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(SystemExit) as left:
-            pending.leave()
-        assert left.value.code == 143
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            pending.leave()
+@pytest.mark.parametrize(("number", "meant"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_leaving_raises_what_the_signal_means(number, meant):
+    pending = PendingSignal()
+    pending.number = number
+    with pytest.raises(meant) as left:
+        pending.leave()
+    assert getattr(left.value, "code", None) == (143 if number == signal.SIGTERM else None)
 
 
 def test_elsewhere_a_signal_raises_at_once():

@@ -41,8 +41,7 @@ class Reembedded(nn.Module):
 
     def __init__(self, teacher: VPDenoiser) -> None:
         super().__init__()
-        assert teacher.sigmas is not None
-        self.projection, self.sigmas = teacher.unet.time_proj, teacher.sigmas
+        self.projection, self.sigmas = teacher.unet.time_proj, teacher.finite_sigmas
 
     def forward(self, timestep: Tensor) -> Tensor:
         return self.projection(timestep_of_sigma((timestep / 250).exp(), self.sigmas))

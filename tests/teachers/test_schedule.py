@@ -50,15 +50,6 @@ def test_timestep_is_clamped_and_keeps_the_type():
     assert timestep.tolist() == [0.0, 0.0, 999.0, 999.0]
 
 
-def test_infinite_last_entry_is_left_out():
-    sigmas = vp_sigmas(DDPMScheduler(rescale_betas_zero_snr=True).alphas_cumprod)
-    assert torch.isinf(sigmas[-1])
-    assert torch.isfinite(sigmas[:-1]).all()
-    timestep = timestep_of_sigma(torch.tensor([1.0, 1e12], dtype=torch.float64), sigmas)
-    assert 0 < timestep[0] < 998
-    assert timestep[1] == 998
-
-
 def test_karras_grid_ends_and_formula():
     grid = karras_sigmas(18, 0.002, 80.0)
     assert grid.shape == (18,)
