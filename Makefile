@@ -2,6 +2,9 @@
 # downloads is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+# Byte-code is written into .venv whatever the surroundings say: without it torch and diffusers are compiled anew at
+# each start, which then takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help run test test-slow test-gpu soak fuzz coverage lint typecheck report readme clean
 
 BIN := .venv/bin

@@ -357,3 +357,21 @@ def test_a_signal_to_one_process_of_two_ends_both_and_loses_nothing(training, tm
     two_processes(tmp_path, stopped)
     assert stopped.hashes(STEPS) == whole.hashes(STEPS)
     assert stopped.trace() == whole.trace()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_with_another_number_of_processes(training, tmp_path):
+    whole, fewer, more = (training(name, slices=2) for name in ("whole", "fewer", "more"))
+    whole.run()
+    two_processes(tmp_path, fewer, signalled_after=4)
+    fewer.run()
+    more.run(interrupted_at=5)
+    two_processes(tmp_path, more)
+    for run in (fewer, more):
+        mine, theirs = (load_file(each.checkpoint(STEPS) / "ema.safetensors") for each in (whole, run))
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7)
+        assert [record["step"] for record in run.trace()] == [record["step"] for record in whole.trace()]
+        losses = [[record["loss"] for record in each.trace()] for each in (whole, run)]
+        assert losses[1] == pytest.approx(losses[0])
