@@ -14,6 +14,7 @@ ARGS ?=
 TARGETS ?= safetensors npz pt pt2 rating config checkpoint image results
 SECONDS_EACH ?= 60
 WORKERS ?= 2
+SUITE = -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ARGS)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
@@ -26,7 +27,7 @@ run: .venv/.stamp-run  ## train, distil, measure and report: CONFIG (default: th
 	$(BIN)/fewstep run $(CONFIG) $(ARGS)
 
 test: .venv/.stamp-dev  ## the test suite, without the slow tests, in WORKERS processes (default: 2)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest $(SUITE)
 
 test-slow: .venv/.stamp-dev  ## the tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
@@ -35,7 +36,7 @@ test-gpu: .venv/.stamp-dev  ## the test suite with its models on a CUDA device
 	FEWSTEP_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 soak: .venv/.stamp-dev  ## hundreds of injected faults and a table of what was survived; SOAK_KILLS=20 makes it short
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m soak $(ARGS)
+	$(BIN)/python -m pytest tests/faults -m soak $(ARGS)
 
 fuzz: .venv/.stamp-fuzz  ## fuzz what parses bytes: SECONDS_EACH for each of TARGETS; findings go to build/fuzz
 	@for target in $(TARGETS); do \
@@ -44,8 +45,7 @@ fuzz: .venv/.stamp-fuzz  ## fuzz what parses bytes: SECONDS_EACH for each of TAR
 
 coverage: .venv/.stamp-dev  ## which `raise UserError` the tests execute (ARGS: which tests; default: all but slow ones)
 	@mkdir -p build && rm -f build/.coverage*
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) --dist loadfile \
-		-m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -q $(SUITE)
 	@$(BIN)/python -m coverage combine -q
 	$(BIN)/python tests/error_coverage.py build/.coverage
 
