@@ -18,7 +18,8 @@ class TrainingLog:
     """
 
     def __init__(self, path: Path, tensorboard: Path, start_step: int) -> None:
-        if _has_tensorboard():  # whether it can be written is known before any work
+        self.has_tensorboard = _has_tensorboard()
+        if self.has_tensorboard:  # whether it can be written is known before any work
             tensorboard.mkdir(parents=True, exist_ok=True)
             if not os.access(tensorboard, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tensorboard))
@@ -31,7 +32,7 @@ class TrainingLog:
 
     def write(self, record: Mapping[str, float]) -> None:
         """One record; `step` is among its keys."""
-        if self.board is None and _has_tensorboard():
+        if self.board is None and self.has_tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter  # seconds of imports, and an extra
 
             self.board = SummaryWriter(str(self.tensorboard), purge_step=self.start_step + 1)

@@ -147,16 +147,16 @@ class _Training:
                 logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
                 if logs or saves or stop:
                     self.read()
-                mean = sum(losses) / len(losses) if logs else math.nan
                 if logs:
+                    mean = sum(losses) / len(losses)
                     losses.clear()
-                if self.log and logs:
-                    seconds = time.monotonic() - began
-                    rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
-                    record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
-                    record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                    self.log.write(record | {"seconds": seconds} | extra)
-                    line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
+                    if self.log:
+                        seconds = time.monotonic() - began
+                        rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
+                        record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
+                        record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
+                        self.log.write(record | {"seconds": seconds} | extra)
+                        line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 if self.log and (saves or stop):
                     self.log.sync()
                     save_checkpoint(job.checkpoints, done, self.state, job.config_hash, config.keep_checkpoints)
