@@ -60,7 +60,7 @@ report: .venv/.stamp-run  ## write the report of RUN again from its results
 	$(BIN)/fewstep report $(RUN)
 
 readme: .venv/.stamp-run  ## fill the README's tables and picture from eval/results/
-	$(BIN)/python -m fewstep.eval.readme write
+	$(BIN)/python -m fewstep.eval.report.readme write
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

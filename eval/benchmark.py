@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.copies import SHARE, TrainingFeatures, TrainingImages
-from fewstep.eval.environment import environment
-from fewstep.eval.extractors import Extractor
-from fewstep.eval.extrapolation import Extrapolation
-from fewstep.eval.floor import floor
+from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
 from fewstep.eval.interfaces import ImageSource, Sampler
-from fewstep.eval.pictures import save_grid, save_neighbours
-from fewstep.eval.protocol import Protocol, slug
-from fewstep.eval.quality import SCRATCH, Judge, add_block, generated
-from fewstep.eval.reference import Reference, load_halves
-from fewstep.eval.speed import speed_ratios
-from fewstep.eval.timing import Limits, measure
+from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
+from fewstep.eval.quality.extrapolation import Extrapolation
+from fewstep.eval.quality.floor import floor
+from fewstep.eval.quality.judge import SCRATCH, Judge, add_block, generated
+from fewstep.eval.quality.protocol import Protocol, slug
+from fewstep.eval.quality.references import Reference, load_halves
+from fewstep.eval.report.pictures import save_grid, save_neighbours
+from fewstep.eval.speed.environment import environment
+from fewstep.eval.speed.ratios import speed_ratios
+from fewstep.eval.speed.timing import Limits, measure
 from fewstep.files import read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages

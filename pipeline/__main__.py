@@ -2,6 +2,6 @@
 
 import sys
 
-from fewstep.pipeline.cli import main
+from fewstep.pipeline.cli.main import main
 
 sys.exit(main())

@@ -29,7 +29,7 @@ def no_cold_starts() -> Iterator[None]:
     """The cold starts of a run's models are made up: two processes for each run would double the suite's time."""
     with pytest.MonkeyPatch.context() as patch:
         made_up = {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
-        patch.setattr("fewstep.pipeline.cold_start.cold_start", lambda text, device: made_up)
+        patch.setattr("fewstep.pipeline.sampling.cold_start.cold_start", lambda text, device: made_up)
         yield
 
 
@@ -108,7 +108,7 @@ def tiny() -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run, OUT/digits, to be read: a test that changes it works on a copy."""
-    from fewstep.pipeline.cli import main
+    from fewstep.pipeline.cli.main import main
 
     out = tmp_path_factory.mktemp("tiny")
     assert main(["run", *tiny_arguments(out)]) == 0

@@ -21,7 +21,7 @@ def commands(document: str, program: str) -> set[str]:
 
 def fewstep_prints(*arguments: str, folder: Path | None = None) -> str:
     """What `fewstep ARGUMENTS` prints, run in `folder`."""
-    code = "import sys; from fewstep.pipeline.cli import main; sys.exit(main())"
+    code = "import sys; from fewstep.pipeline.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def wheel(copy: Path, package_files: set[str]) -> zipfile.ZipFile:
     """The wheel, built from the sdist of the copy, a run and a virtual environment beside the packages."""
     assert package_files
     out, sdist = copy.parent / "dist", copy.parent / "sdist"
-    for decoy in ("runs/digits/config.json", ".venv/lib/module.py", "pipeline/presets/notes.tmp"):
+    for decoy in ("runs/digits/config.json", ".venv/lib/module.py", "pipeline/config/presets/notes.tmp"):
         (copy / decoy).parent.mkdir(parents=True, exist_ok=True)
         (copy / decoy).write_text("{}")
     with tarfile.open(build("build_sdist", copy, out)) as archive:
@@ -77,9 +77,9 @@ def test_wheel_holds_each_kind_of_data(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert "fewstep/py.typed" in names
     for start, end in (
-        ("fewstep/pipeline/presets/digits", ".yaml"),
-        ("fewstep/eval/templates/", ""),
-        ("fewstep/eval/weights/", ".safetensors"),
+        ("fewstep/pipeline/config/presets/digits", ".yaml"),
+        ("fewstep/eval/report/templates/", ""),
+        ("fewstep/eval/features/weights/", ".safetensors"),
     ):
         assert any(name.startswith(start) and name.endswith(end) for name in names), start
 
@@ -94,4 +94,4 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
 
     entries = configparser.ConfigParser()
     entries.read_string(wheel.read(f"{info}/entry_points.txt").decode())
-    assert entries["console_scripts"]["fewstep"] == "fewstep.pipeline.cli:main"
+    assert entries["console_scripts"]["fewstep"] == "fewstep.pipeline.cli.main:main"

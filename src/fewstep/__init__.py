@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.pipeline.run import run
-    from fewstep.pipeline.sample import sample
+    from fewstep.pipeline.sampling.sample import sample
+    from fewstep.pipeline.stages.run import run
     from fewstep.students.load import load_student
     from fewstep.teachers.load import load_teacher
 
@@ -20,8 +20,8 @@ __all__ = ["__version__", "load_student", "load_teacher", "run", "sample"]
 _HOME = {
     "load_student": "fewstep.students.load",
     "load_teacher": "fewstep.teachers.load",
-    "run": "fewstep.pipeline.run",
-    "sample": "fewstep.pipeline.sample",
+    "run": "fewstep.pipeline.stages.run",
+    "sample": "fewstep.pipeline.sampling.sample",
 }
 
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
-from fewstep.eval.digits_cnn import digits
-from fewstep.eval.extractors import load_extractor
+from fewstep.eval.features.digits_cnn import digits
+from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.images import StoredImages
-from fewstep.eval.protocol import slug
-from fewstep.eval.reference import Reference, load_reference
-from fewstep.eval.speed import speed_ratios
-from fewstep.eval.timing import Limits
+from fewstep.eval.quality.protocol import slug
+from fewstep.eval.quality.references import Reference, load_reference
+from fewstep.eval.speed.ratios import speed_ratios
+from fewstep.eval.speed.timing import Limits
 
 NAMES = ("teacher@ddpm:1000", "teacher@ddim:50", "student@1")
 LIMITS = Limits(latency_runs=10, latency_seconds=1.0, batch_sizes=(4, 16), throughput_seconds=1.0)

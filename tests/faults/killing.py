@@ -12,8 +12,8 @@ from typing import Any
 from faults.forks import Child, Forks
 from fewstep.errors import UserError
 from fewstep.files import read_json, sha256_file
-from fewstep.pipeline.checkpoint import list_checkpoints, verify_checkpoint
-from fewstep.pipeline.stages import MANIFEST, verify_outputs
+from fewstep.pipeline.stages.manifest import MANIFEST, verify_outputs
+from fewstep.pipeline.training.checkpoint import list_checkpoints, verify_checkpoint
 
 CHANGES = {
     "teacher__train__kimg": 0.768,

@@ -13,8 +13,9 @@ def command(argv: Sequence[str], saved: str | None = None, fault: str | None = N
 
     `saved` names a file to which the manifest of each checkpoint goes as a line.
     """
-    from fewstep.pipeline import cold_start, loop
-    from fewstep.pipeline.cli import main
+    from fewstep.pipeline.cli.main import main
+    from fewstep.pipeline.sampling import cold_start
+    from fewstep.pipeline.training import loop
 
     cold_start.cold_start = lambda text, device: {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
     if saved is not None:
@@ -40,7 +41,7 @@ def training(folder: str, die_at: int | None = None, labels: str | None = None) 
     step's label is appended to the file `labels`.
     """
     from fewstep.files import sweep
-    from fewstep.pipeline import checkpoint, log
+    from fewstep.pipeline.training import checkpoint, log
     from small_training import Training
 
     sweep(Path(folder))
@@ -82,7 +83,7 @@ def _labelled(name: str, real: Callable[..., Any], reached: Callable[[str], None
 
 def die_after_three_saves() -> None:
     """Fault: the process ends when the third checkpoint is whole."""
-    from fewstep.pipeline import loop
+    from fewstep.pipeline.training import loop
 
     save, calls = loop.save_checkpoint, []
 
@@ -104,7 +105,7 @@ def full_while_saving_a_checkpoint() -> None:
     """Fault: the disk is full at the second checkpoint, as safetensors tells it."""
     from safetensors import SafetensorError
 
-    from fewstep.pipeline import checkpoint
+    from fewstep.pipeline.training import checkpoint
 
     save, calls = checkpoint.save_file, []
 
@@ -131,7 +132,7 @@ def full_while_flushing() -> None:
 
 def full_while_logging() -> None:
     """Fault: the log's file takes 2,000 bytes and no more."""
-    from fewstep.pipeline import log
+    from fewstep.pipeline.training import log
 
     class Full:
         def __init__(self, *given: Any, **options: Any) -> None:
@@ -149,7 +150,7 @@ def full_while_logging() -> None:
 
 def full_while_saving_a_model() -> None:
     """Fault: the disk is full where the student's model card is written, after its weights."""
-    from fewstep.pipeline import make_student
+    from fewstep.pipeline.stages import student as make_student
 
     make_student.model_card = _full
 
@@ -182,7 +183,7 @@ def limited_file_size() -> None:
 
 def nan_from_the_teacher() -> None:
     """Fault: one number that the teacher gives in step 7 of the student's training is NaN."""
-    from fewstep.pipeline import loop
+    from fewstep.pipeline.training import loop
     from fewstep.teachers.denoiser import VPDenoiser
 
     step, denoise, now = loop._Training.step, VPDenoiser.denoise, [0]

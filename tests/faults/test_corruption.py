@@ -7,13 +7,13 @@ from random import Random
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.eval.digits_cnn import digits
-from fewstep.eval.extractors import load_extractor
-from fewstep.eval.reference import load_halves, load_reference, write_features
-from fewstep.eval.reference_file import read_reference
+from fewstep.eval.features.digits_cnn import digits
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.quality.reference_files import read_reference
+from fewstep.eval.quality.references import load_halves, load_reference, write_features
 from fewstep.files import restore_folder
-from fewstep.pipeline.checkpoint import MANIFEST, latest_checkpoint, list_checkpoints, verify_checkpoint
-from fewstep.pipeline.stages import is_fresh, read_manifest, verify_outputs
+from fewstep.pipeline.stages.manifest import is_fresh, read_manifest, verify_outputs
+from fewstep.pipeline.training.checkpoint import MANIFEST, latest_checkpoint, list_checkpoints, verify_checkpoint
 from small_training import Training
 
 HASH = "c0ffee"
@@ -24,7 +24,7 @@ SOAK_FLIPS = int(os.environ.get("SOAK_FLIPS", "1000"))
 def trained(tmp_path_factory):
     """The checkpoints of a finished training, steps 10 and 12."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+        patch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
         training = Training(tmp_path_factory.mktemp("trained"))
         training.run()
     assert len(list_checkpoints(training.job.checkpoints)) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from faults.forks import Forks
 from fewstep.files import sha256_file
-from fewstep.pipeline.checkpoint import MANIFEST, latest_checkpoint
+from fewstep.pipeline.training.checkpoint import MANIFEST, latest_checkpoint
 
 LAST = 12
 SAVED = (2, 4, 6, 8, 10, 12)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.pipeline.loop import TrainingJob
-from fewstep.pipeline.randomness import batch_indices
+from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.pipeline.training.randomness import batch_indices
 from small_training import Denoising, Training
 
 STEP, LAST = 5, 12
@@ -34,7 +34,7 @@ class Poisoned(Denoising):
 
 @pytest.mark.parametrize("place", ["batch", "loss", "gradient"])
 def test_training_stops_before_the_update_and_without_the_fault_ends_the_same(tmp_path, monkeypatch, place):
-    monkeypatch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+    monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     whole, bad = Training(tmp_path / "whole"), Training(tmp_path / "bad")
     whole.run()
     objective, batch = Poisoned(place), TrainingJob.batch
@@ -80,7 +80,7 @@ def test_a_teacher_that_gives_nan_stops_the_student(whole_run, tmp_path, fault):
 
 
 def test_the_optimizer_is_left_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+    monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     stepped, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *given: (stepped.append(1), step(self, *given))[1])
     with pytest.raises(UserError, match="not finite"):

@@ -8,8 +8,8 @@ import pytest
 
 from fewstep import files
 from fewstep.errors import UserError
-from fewstep.pipeline.checkpoint import list_checkpoints
-from fewstep.pipeline.lock import run_lock
+from fewstep.pipeline.stages.lock import run_lock
+from fewstep.pipeline.training.checkpoint import list_checkpoints
 from small_training import Training
 
 
@@ -88,7 +88,7 @@ def test_a_link_to_nothing_is_replaced_too(tmp_path):
 
 
 def test_links_among_old_checkpoints_are_removed_and_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+    monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     outside, training = precious(tmp_path / "outside"), Training(tmp_path / "run")
     training.job.checkpoints.mkdir(parents=True)
     for name in ("step-000000001", ".step-000000003.new", ".step-000000002.old"):
@@ -102,7 +102,7 @@ def test_links_among_old_checkpoints_are_removed_and_not_followed(tmp_path, monk
 
 
 def test_an_oldest_checkpoint_that_is_a_link_is_removed_and_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+    monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     outside, training = precious(tmp_path / "outside"), Training(tmp_path / "run")
     training.run(interrupted_at=3)
     (training.job.checkpoints / "step-000000001").symlink_to(outside)

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from fewstep.errors import UserError
-from fewstep.eval.compare import compare, read_results
-from fewstep.eval.digits_cnn import digits
-from fewstep.eval.extractors import load_extractor
-from fewstep.eval.rating import collect
-from fewstep.eval.reference import write_features
-from fewstep.eval.reference_file import read_reference, reference_extractor
+from fewstep.eval.features.digits_cnn import digits
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.quality.reference_files import read_reference, reference_extractor
+from fewstep.eval.quality.references import write_features
+from fewstep.eval.report.rating import collect
+from fewstep.eval.report.regression import compare, read_results
 from fewstep.files import read_json, sha256_json, write_json
-from fewstep.pipeline.checkpoint import verify_checkpoint
-from fewstep.pipeline.config_file import file_values, load_config
-from fewstep.pipeline.data_images import Decoder, pillow_warnings
-from fewstep.pipeline.program_file import read_program
+from fewstep.pipeline.config.reading import file_values, load_config
+from fewstep.pipeline.data.decode import Decoder, pillow_warnings
+from fewstep.pipeline.sampling.pt2_archive import read_program
+from fewstep.pipeline.training.checkpoint import verify_checkpoint
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus.json"

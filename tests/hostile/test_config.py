@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fewstep.pipeline.cli import main
-from fewstep.pipeline.config import parse_sampler
-from fewstep.pipeline.config_file import config_from_dict, config_keys, file_values, load_config, read_value
+from fewstep.pipeline.cli.main import main
+from fewstep.pipeline.config.reading import config_from_dict, config_keys, file_values, load_config, read_value
+from fewstep.pipeline.config.schema import parse_sampler
 
 SECONDS = 10  # for any one input
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.just(10**4000))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.errors import UserError
-from fewstep.pipeline.config import DataConfig
-from fewstep.pipeline.data import load_data
-from fewstep.pipeline.data_images import Decoder, pillow_warnings
+from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.decode import Decoder, pillow_warnings
+from fewstep.pipeline.data.load import load_data
 
 MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"II*\x00", b"BM", b"P6 9 9 255 ", b"")
 MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"II*\x00", b"BM", b"P6 9 9 255 ", b"")

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fewstep.eval.array_file import read_arrays, read_torch
-from fewstep.eval.extractors import load_extractor
-from fewstep.eval.reference_file import read_reference
-from fewstep.eval.weights_file import PublishedWeights
-from fewstep.pipeline.config import DataConfig
-from fewstep.pipeline.data import load_data
-from fewstep.pipeline.subjects import open_subject
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.features.weights_file import PublishedWeights
+from fewstep.eval.quality.reference_files import read_reference
+from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.sampling.subjects import open_subject
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler

@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.errors import LONGEST, UserError, printable
 from fewstep.files import check_form, read_bounded, read_json
-from fewstep.pipeline.cli import main
+from fewstep.pipeline.cli.main import main
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 RUNS = ("run", "x"), ("benchmark", "x"), ("sample", "x", "-o", "out"), ("report", "x"), ("rate", "x")

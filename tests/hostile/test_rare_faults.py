@@ -11,17 +11,17 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from fewstep.eval.array_file import read_tensors
-from fewstep.eval.extractors import load_extractor
+from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.images import check_size
-from fewstep.eval.rating import collect
-from fewstep.pipeline.cli import main
-from fewstep.pipeline.config import DataConfig
-from fewstep.pipeline.config_file import load_config
-from fewstep.pipeline.data import load_data
-from fewstep.pipeline.data_images import Decoder
-from fewstep.pipeline.run import run
-from fewstep.pipeline.stock_sampler import denoising_network
-from fewstep.pipeline.subjects import open_subject
+from fewstep.eval.report.rating import collect
+from fewstep.pipeline.cli.main import main
+from fewstep.pipeline.config.reading import load_config
+from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.decode import Decoder
+from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.sampling.stock import denoising_network
+from fewstep.pipeline.sampling.subjects import open_subject
+from fewstep.pipeline.stages.run import run
 
 
 class Decoding(DiffusionPipeline):
@@ -88,7 +88,7 @@ def test_a_data_set_that_the_hub_does_not_know(monkeypatch, refused):
 
 def test_more_pairs_than_real_images(tiny_run, tmp_path, monkeypatch, capsys):
     data = load_data(load_config("digits").data, "train")
-    monkeypatch.setattr("fewstep.pipeline.rate.load_data", lambda *_: replace(data, images=data.images[:2]))
+    monkeypatch.setattr("fewstep.pipeline.stages.rate.load_data", lambda *_: replace(data, images=data.images[:2]))
     assert main(["rate", str(tiny_run), "--pairs", "3", "-o", str(tmp_path / "rate.html")]) == 2
     assert capsys.readouterr().err == "fewstep: error: --pairs: 3: there are only 2 real images\n"
 

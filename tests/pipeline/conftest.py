@@ -10,7 +10,7 @@ from small_training import Denoising, Training
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """Makes a Training in a new folder; without TensorBoard, whose import takes a second."""
-    monkeypatch.setattr("fewstep.pipeline.log._has_tensorboard", lambda: False)
+    monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     return lambda name="one", **changes: Training(tmp_path / name, **changes)
 
 

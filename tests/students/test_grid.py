@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from fewstep.pipeline.search import SEARCHED_SIGMAS
+from fewstep.pipeline.stages.search import SEARCHED_SIGMAS
 from fewstep.students.grid import StepGrid, solve_grid
 
 

@@ -1,0 +1,1 @@
+"""Feature extractors, their weights, and features of many images."""

@@ -1,0 +1,1 @@
+"""Results for people: page, tables, plots, pictures, ratings, regressions."""

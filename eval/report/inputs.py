@@ -1,0 +1,121 @@
+"""Read a run folder for its report: every file named, every gap an error that says which command fills it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.eval.quality.protocol import slug
+from fewstep.files import flatten, read_json, read_sealed, sha256_json
+
+STAGES = ("teacher", "student", "eval")
+COMMAND_OF_STAGE = {"teacher": "train-teacher", "student": "distill", "eval": "benchmark"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a report is made from.
+
+    results: the content of results.json less its headline; grids: PNG bytes of 8x8 images by sampler name
+    (a sampler that was only timed may have none); logs: training records by stage, in order.
+    """
+
+    results: dict[str, Any]
+    grids: dict[str, bytes]
+    real: bytes
+    neighbours: dict[str, Any]
+    neighbours_image: bytes
+    logs: dict[str, list[dict[str, Any]]]
+
+
+def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
+    """Read a finished run. UserError: a file is missing, or two results have different protocols."""
+    config = read_json(_required(run_dir / "config.json", "run"))
+    manifests = {stage: read_sealed(_stage_file(run_dir, stage, f"{stage}/manifest.json")) for stage in STAGES}
+    benchmark = read_json(_stage_file(run_dir, "eval", "eval/benchmark.json"))
+    samplers = [
+        read_sealed(_stage_file(run_dir, "eval", f"eval/samplers/{slug(name)}.json"))
+        for name in benchmark["sampler_order"]
+    ]
+    logs = {stage: _read_log(run_dir, stage) for stage in _trained_stages(config)}
+    seconds = {stage: manifests[stage]["seconds"] + _earlier_seconds(logs.get(stage, [])) for stage in STAGES}
+    for sampler in samplers:
+        _check_protocol(run_dir, benchmark["protocol"], sampler)
+    return RunFiles(
+        results={
+            "format": 1,
+            "name": config["name"],
+            "config": config,
+            "config_hash": sha256_json(config),
+            "commands": list(commands),
+            "data": read_json(_required(run_dir / "data.json", "run")),
+            "stages": [{"stage": stage, "seconds": seconds[stage]} for stage in STAGES],
+            "benchmark": benchmark,
+            "samplers": samplers,
+        },
+        grids=_read_grids(run_dir, samplers),
+        real=_stage_file(run_dir, "eval", "eval/grids/real.png").read_bytes(),
+        neighbours=read_json(_stage_file(run_dir, "eval", "eval/neighbours.json")),
+        neighbours_image=_stage_file(run_dir, "eval", "eval/neighbours.png").read_bytes(),
+        logs=logs,
+    )
+
+
+def _read_grids(run_dir: Path, samplers: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    grids = {}
+    for sampler in samplers:
+        name = f"eval/grids/{slug(sampler['name'])}.png"
+        if sampler["quality"] is not None:
+            _stage_file(run_dir, "eval", name)
+        if (run_dir / name).is_file():
+            grids[sampler["name"]] = (run_dir / name).read_bytes()
+    return grids
+
+
+def _trained_stages(config: dict[str, Any]) -> list[str]:
+    return [*(["teacher"] if config["teacher"]["source"] == "train" else []), "student"]
+
+
+def _required(path: Path, command: str) -> Path:
+    if not path.is_file():
+        raise UserError(path, None, f"no such file; `fewstep {command}` with this run's configuration makes it")
+    return path
+
+
+def _stage_file(run_dir: Path, stage: str, name: str) -> Path:
+    return _required(run_dir / name, COMMAND_OF_STAGE[stage])
+
+
+def _read_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
+    path = _stage_file(run_dir, stage, f"logs/{stage}.jsonl")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise UserError(path, None, f"is not JSON lines ({error})") from None
+
+
+def _earlier_seconds(log: Sequence[dict[str, Any]]) -> float:
+    """Training time before the last interruption: a record's clock starts anew with each call, a manifest's too."""
+    return sum(before["seconds"] for before, after in pairwise(log) if after["seconds"] < before["seconds"])
+
+
+def _check_protocol(run_dir: Path, protocol: dict[str, Any], sampler: dict[str, Any]) -> None:
+    """Refuse a result measured under another protocol than the benchmark's, naming a field that differs."""
+    quality = sampler["quality"]
+    if quality is None or quality["protocol_hash"] == protocol["hash"]:
+        return
+    field, value, expected = "protocol_hash", quality["protocol_hash"], protocol["hash"]
+    theirs = flatten(quality.get("protocol", {}))
+    for key, ours in flatten(protocol).items():
+        if key != "hash" and key in theirs and theirs[key] != ours:
+            field, value, expected = f"protocol.{key}", theirs[key], ours
+            break
+    raise UserError(
+        f"{run_dir}/eval/samplers/{slug(sampler['name'])}.json: {field}",
+        value,
+        f"differs from {expected!r} in eval/benchmark.json, so the results cannot stand in one table;"
+        " measure again with `fewstep benchmark`",
+    )

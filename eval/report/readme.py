@@ -1,0 +1,104 @@
+"""The README's tables and picture, from results that are kept in eval/results/.
+
+    python -m fewstep.eval.report.readme keep runs/digits        results.json and sample grids -> eval/results/digits/
+    python -m fewstep.eval.report.readme write                   eval/results/ -> the marked blocks of README.md
+
+Run it in the repository's root (`make readme` does the second).
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from fewstep.errors import UserError
+from fewstep.eval.quality.protocol import slug
+from fewstep.eval.report.tables import best_teacher, results_table_markdown
+from fewstep.files import read_json
+
+RESULTS = Path("eval/results")
+PICTURE = "samples.png"
+_IMAGES, _ENLARGED, _LABEL = 16, 6, 190
+
+
+def keep(run: Path) -> Path:
+    """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~."""
+    results = read_json(run / "report" / "results.json")
+    folder = RESULTS / results["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (run / "report" / "results.json").read_text(encoding="utf-8")
+    (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
+    shutil.copytree(run / "eval" / "grids", folder / "grids", dirs_exist_ok=True)
+    return folder
+
+
+def write(readme: Path) -> None:
+    """Fill the `<!-- results:NAME -->` and `<!-- picture:NAME -->` blocks of a README from eval/results/NAME."""
+    text = readme.read_text(encoding="utf-8")
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        results = read_json(folder / "results.json")
+        text = replace_block(text, f"results:{results['name']}", results_block(results))
+        draw(results, folder / "grids").save(folder / PICTURE)
+        caption = f"{results['name']}: images from the same noise, the teacher's best sampler and the student"
+        text = replace_block(text, f"picture:{results['name']}", f"![{caption}]({folder / PICTURE})")
+    readme.write_text(text, encoding="utf-8")
+
+
+def results_block(results: dict[str, Any]) -> str:
+    """Headline, table and where it was measured, in markdown."""
+    environment, seconds = results["benchmark"]["environment"], sum(s["seconds"] for s in results["stages"])
+    return (
+        f"**{results['headline']}**\n\n{results_table_markdown(results)}\n"
+        f"{environment['processor']}, {environment['device']}, {environment['threads']} threads; "
+        f"{seconds / 60:.0f} minutes from data to result; protocol `{results['benchmark']['protocol']['hash'][:16]}`."
+    )
+
+
+def replace_block(text: str, name: str, block: str) -> str:
+    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced; UserError without them."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, opened, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise UserError("README.md", start, f"has no such block: add {start} and {end}")
+    return f"{before}{start}\n{block}\n{end}{after}"
+
+
+def draw(results: dict[str, Any], grids: Path) -> Image.Image:
+    """Rows of images from the same noise: the teacher's best sampler, the student at each step count."""
+    best = best_teacher(results)
+    shown = [sampler for sampler in results["samplers"] if sampler["kind"] == "student" or sampler == best]
+    rows = []
+    for sampler in shown:
+        with Image.open(grids / f"{slug(sampler['name'])}.png") as tiled:
+            rows.append((sampler["label"], tiled.convert("L" if tiled.mode == "L" else "RGB").copy()))
+    side = rows[0][1].width // 8
+    cell = side * _ENLARGED + 2
+    picture = Image.new("RGB", (_LABEL + _IMAGES * cell, len(rows) * cell), "white")
+    pen = ImageDraw.Draw(picture)
+    for line, (label, tiled) in enumerate(rows):
+        pen.text((6, line * cell + cell // 2), label, fill="black", anchor="lm", font_size=15)
+        for index in range(_IMAGES):
+            x, y = index % 8 * side, index // 8 * side
+            image = tiled.crop((x, y, x + side, y + side)).resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
+            picture.paste(image, (_LABEL + index * cell, line * cell))
+    return picture
+
+
+def main(argv: Sequence[str]) -> int:
+    """`keep RUN` or `write`."""
+    if len(argv) == 2 and argv[0] == "keep":
+        print(keep(Path(argv[1])))
+    elif list(argv) == ["write"]:
+        write(Path("README.md"))
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Time, energy, and the machine they were measured on."""

@@ -1,0 +1,1 @@
+"""The command line: `fewstep COMMAND ...`, a module a group of commands."""

@@ -1,0 +1,1 @@
+"""The configuration: its schema, its presets, and how it is read."""

@@ -1,0 +1,1 @@
+"""Images from any source as one uint8 tensor."""

@@ -1,0 +1,1 @@
+"""Samplers of every kind: models, stock pipelines, exported graphs; images from them."""

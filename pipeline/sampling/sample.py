@@ -1,0 +1,63 @@
+"""Images for people: in Python, or as PNG files with a grid, or one .npz."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.eval.images import Generated, grid
+from fewstep.files import staged_folder
+from fewstep.pipeline.sampling.models import student_sampler
+from fewstep.pipeline.training.signals import raising_signals
+from fewstep.progress import say
+from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.load import load_student
+
+
+def sample(
+    student: ConsistencyModel, num: int, steps: int = 1, seed: int = 0, labels: Sequence[int] | None = None
+) -> Tensor:
+    """`num` images of a student, uint8 [num, C, H, W].
+
+    Image i depends on (weights, steps, seed, i) alone. `seed` is below 4096. UserError for steps that the
+    student's grid does not have, and for labels, which an unconditional student cannot use.
+    """
+    if labels is not None:
+        raise UserError("labels", list(labels), "this student is unconditional: leave labels out")
+    if num < 1:
+        raise UserError("num", num, "must be 1 or more")
+    return Generated(student_sampler(student, steps), seed, num, batch_size=256).images(0, num)
+
+
+def sample_to_folder(
+    run: Path, num: int, steps: int, seed: int, labels: Sequence[int] | None, out: Path, form: str
+) -> None:
+    """Write images of a run's student into `out`: 00000.png ... and grid.png, or samples.npz (`arr_0`, NHWC).
+
+    `run` is a run's folder, or a student's own. `out` must be new or empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", str(out), "exists and is not an empty folder; give a new one")
+    folder = run / "student" if (run / "student").is_dir() else run
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with raising_signals(), staged_folder(out) as stage:
+        images = sample(load_student(folder, device), num, steps, seed, labels)
+        if form == "npz":
+            np.savez(stage / "samples.npz", images.permute(0, 2, 3, 1).numpy())
+        else:
+            for index, image in enumerate(images):
+                grid(image[None], columns=1).save(stage / f"{index:05d}.png")
+            _enlarged_grid(images).save(stage / "grid.png")
+    say(f"{num} images, {steps} step{'s' if steps > 1 else ''}, seed {seed}: {out}")
+
+
+def _enlarged_grid(images: Tensor) -> Image.Image:
+    """A padded grid, about square, small images enlarged by a whole factor."""
+    columns = int(np.ceil(len(images) ** 0.5))
+    picture = grid(images, columns=columns, padding=1)
+    factor = max(1, 800 // max(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), resample=0)

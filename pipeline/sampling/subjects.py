@@ -1,0 +1,192 @@
+"""What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, exported generators, images.
+
+RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++, unipc or heun
+RUN/student@1           a ConsistencyModelPipeline folder at a number of steps
+FOLDER_OR_ID@50         any other unconditional or class-conditional pipeline, called as its users call it,
+FOLDER_OR_ID@unipc:20   or with another scheduler
+FILE.onnx, FILE.pt2     a one-step generator as a graph: noise in, image out
+FOLDER, FILE.npz        images: of any format in the folder; uint8 [N, H, W, C] in the file
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from fewstep.errors import UserError, first_line, unreadable
+from fewstep.eval.array_file import array_sizes, read_arrays
+from fewstep.eval.benchmark import Subject
+from fewstep.eval.images import StoredImages, pixels_sha256
+from fewstep.files import read_json, sha256_file, sha256_json
+from fewstep.pipeline.data.decode import Decoder, pillow_warnings
+from fewstep.pipeline.sampling.models import SOLVERS, ModelSampler, build_sampler, prepare_to_sample, student_sampler
+from fewstep.pipeline.sampling.onnx import OnnxSampler
+from fewstep.pipeline.sampling.pt2 import ProgramSampler
+from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
+from fewstep.students.load import load_student
+from fewstep.teachers.load import load_teacher
+from fewstep.teachers.stock import quiet
+
+FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def open_subject(text: str, device: torch.device) -> tuple[Subject, str]:
+    """What a command line's SUBJECT stands for, and a hash of all that makes its images.
+
+    UserError: no such thing, or one that cannot be read or measured.
+    """
+    subject, identity = load_subject(text, device)
+    return subject, identity()
+
+
+def load_subject(text: str, device: torch.device) -> tuple[Subject, Callable[[], str]]:
+    """As `open_subject`, the hash not made yet: it reads every file once more, which nobody who samples does."""
+    place, spec = _split(text)
+    path = Path(place).expanduser()
+    if path.suffix == ".npz" and path.is_file():
+        _no_spec(text, spec, "images that are there already have no steps")
+        return _stored(text, path, _read_npz(path))
+    if path.suffix in (".onnx", ".pt2") and path.is_file():
+        _no_spec(text, spec, "an exported student makes one step")
+        if path.suffix == ".onnx":
+            graph = OnnxSampler(text, _label(path), path)
+            return graph, graph.identity
+        return ProgramSampler(text, _label(path), path, device), partial(sha256_file, path)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        _no_run(path)
+        _no_spec(text, spec, "images that are there already have no steps")
+        return _stored(text, path, _read_folder(path))
+    if not path.is_dir():
+        path = _fetch(text, place)
+    solver, steps = _parse(text, spec)
+    sampler = _sampler(text, path, solver, steps, device)
+    return sampler, lambda: sha256_json([_hash_folder(path), solver, steps])
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    place, at, spec = text.rpartition("@")
+    return (text, None) if not at or Path(text).expanduser().exists() else (place, spec)
+
+
+def _parse(text: str, spec: str | None) -> tuple[str | None, int | None]:
+    if spec is None:
+        return None, None
+    found = _SPEC.fullmatch(spec)
+    if found is None or found["solver"] not in (None, *SCHEDULERS):
+        solvers = ", ".join(SCHEDULERS)
+        raise UserError(text, spec, f"what follows @ must be STEPS or SOLVER:STEPS (SOLVER: {solvers})")
+    return found["solver"], int(found["steps"])
+
+
+def _no_spec(text: str, spec: str | None, why: str) -> None:
+    if spec is not None:
+        raise UserError(text, spec, f"{why}: leave out what follows @")
+
+
+def _label(path: Path) -> str:
+    """The last two parts of a path, such as digits/student."""
+    return "/".join(path.absolute().parts[-2:])
+
+
+def _no_run(path: Path) -> None:
+    if (path / "student" / "model_index.json").is_file():
+        raise UserError(path, None, f"is a run: give {path}/teacher@ddim:50, {path}/student@1 or others of its models")
+
+
+def _fetch(text: str, place: str) -> Path:
+    """A hub id's files, as the folder they are cached in."""
+    if not _HUB_ID.fullmatch(place):
+        raise UserError(text, None, f"no such folder or file; give {FORMS}, or a hub id with them")
+    try:
+        with quiet():
+            return Path(str(DiffusionPipeline.download(place, use_safetensors=True)))
+    except (OSError, ValueError) as error:
+        raise UserError(text, None, f"no such folder, and not to be had from the hub ({first_line(error)})") from None
+
+
+def _sampler(
+    text: str, path: Path, solver: str | None, steps: int | None, device: torch.device
+) -> ModelSampler | PipelineSampler:
+    kind = read_json(path / "model_index.json", {}).get("_class_name")
+    label = _label(path)
+    if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
+        teacher = load_teacher(path, device)
+        prepare_to_sample(teacher.unet)
+        if steps > teacher.scheduler.config["num_train_timesteps"]:
+            raise UserError(text, steps, "are more steps than its schedule has")
+        return _named(build_sampler(f"teacher@{solver}:{steps}", teacher, None), text, label)
+    if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:
+        student = load_student(path, device)
+        prepare_to_sample(student)
+        return _named(student_sampler(student, steps or 1), text, label)
+    check_index(path)
+    with unreadable(text, "cannot be loaded and called as a diffusers pipeline"), quiet():
+        pipeline: Any = DiffusionPipeline.from_pretrained(path, use_safetensors=True).to(device)
+        return PipelineSampler(text, label, pipeline, steps, solver)
+
+
+def _is_unconditional(path: Path) -> bool:
+    """Whether the folder's network is a UNet2DModel without classes."""
+    file = path / "unet" / "config.json"
+    config = read_json(file, {}) if file.exists() else {}
+    conditional = any(config.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
+    return config.get("_class_name") == "UNet2DModel" and not conditional
+
+
+def _named(sampler: ModelSampler, text: str, label: str) -> ModelSampler:
+    """The sampler under the name and label that it has among other subjects."""
+    sampler.name, sampler.label = text, f"{label}, {sampler.label.partition(', ')[2]}"
+    return sampler
+
+
+def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, Callable[[], str]]:
+    return StoredImages(text, _label(path), images), partial(pixels_sha256, images)
+
+
+def _read_folder(path: Path) -> Tensor:
+    """All images in a folder and its sub-folders, in the order of their names, uint8 [N, C, H, W].
+
+    Left out is grid.png, the overview that `fewstep sample` writes beside its images.
+    """
+    found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+    files = sorted(file for file in found if file != path / "grid.png")
+    if not files:
+        raise UserError(path, None, f"holds neither a model_index.json nor images; give {FORMS}")
+    decoder, arrays = Decoder(image_size=None, channels=None), []
+    with pillow_warnings():
+        for file in files:
+            try:
+                arrays.append(decoder.decode(str(file), file))
+            except UserError as error:
+                if not error.where.startswith("data."):
+                    raise
+                raise UserError(path, None, error.remedy.partition("; set it")[0]) from None
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_npz(path: Path) -> Tensor:
+    """uint8 [N, C, H, W] of `arr_0`, or of the only array, which is uint8 [N, H, W, C] with 1 or 3 channels."""
+    names = list(array_sizes(path, path))
+    name = "arr_0" if "arr_0" in names or len(names) != 1 else names[0]
+    if name not in names:
+        raise UserError(path, None, f"holds {len(names)} arrays, none of them arr_0: which are the images?")
+    (images,) = read_arrays(path, path, [name])
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        remedy = f"holds {images.dtype} {images.shape}; needed is uint8 [N, H, W, C] with 1 or 3 channels"
+        raise UserError(path, None, remedy)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _hash_folder(path: Path) -> str:
+    """sha256 over the configurations and weights of a pipeline's folder."""
+    files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file())
+    return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in files})

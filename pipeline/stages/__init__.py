@@ -1,0 +1,1 @@
+"""A run's stages: what each makes, and its manifest."""

@@ -1,0 +1,71 @@
+"""What the stages of a run share: configuration, folder, device, data, and how training is set up."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from fewstep.errors import UserError, printable
+from fewstep.files import read_json
+from fewstep.pipeline.config.schema import Config, TrainConfig
+from fewstep.pipeline.data.load import ImageData, load_data
+from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.progress import say
+
+
+def the_device(*, cpu: bool = False) -> torch.device:
+    """The accelerator there is, by accelerate's choice, or the CPU."""
+    return torch.device(PartialState(cpu=cpu).device or "cpu")
+
+
+class RunContext:
+    """One run in progress."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, config.folder
+        self.device = the_device(cpu=config.device == "cpu")
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The training images; read when a stage needs them."""
+        config = self.config.data
+        say(f"data: reading {printable(config.source)}, split {printable(config.split)}")
+        data = load_data(config, config.split)
+        self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
+        if (kept := self._kept_facts()) is not None and kept.get("sha256") != data.provenance["sha256"]:
+            remedy = "the images have changed since this run began: put them back, or give another name (--name)"
+            raise UserError("data.source", config.source, remedy)
+        return data
+
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """Provenance of the training images; what data.json keeps of them while the data section is the same."""
+        return self._kept_facts() or self.data.provenance | {"config": self.config.to_dict()["data"]}
+
+    def _kept_facts(self) -> dict[str, Any] | None:
+        """What data.json holds, None where there is none or it is of another data section."""
+        path = self.folder / "data.json"
+        kept = read_json(path, {}) if path.exists() else {}
+        return kept if kept.get("config") == self.config.to_dict()["data"] else None
+
+    def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+        """The training part of a stage, with its places in the run folder."""
+        return TrainingJob(
+            title=title,
+            images=self.data.images,
+            labels=self.data.labels,
+            horizontal_flip=self.config.data.horizontal_flip,
+            config=config,
+            seed=self.config.seed,
+            config_hash=config_hash,
+            checkpoints=self.folder / "checkpoints" / title,
+            log=self.folder / "logs" / f"{title}.jsonl",
+            tensorboard=self.folder / "logs" / "tensorboard" / title,
+        )
+
+    def accelerated(self, precision: str) -> Accelerator:
+        """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
+        AcceleratorState._reset_state()
+        return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)

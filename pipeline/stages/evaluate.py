@@ -1,0 +1,111 @@
+"""The evaluation stage: every sampler of the configuration under one protocol."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
+from fewstep.eval.features.extractors import Extractor, load_extractor
+from fewstep.eval.quality.reference_files import read_reference
+from fewstep.eval.quality.references import Reference, load_reference
+from fewstep.eval.speed.timing import Limits
+from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.sampling.cold_start import add_cold_starts
+from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
+from fewstep.pipeline.stages.context import RunContext
+from fewstep.progress import say
+from fewstep.students.load import load_student
+from fewstep.teachers.load import load_teacher
+
+
+def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
+    """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
+    config, data = run.config.eval, run.config.data
+    extractor = load_extractor(config.extractor, config.extractor_weights, run.device)
+    teacher = load_teacher(run.folder / "teacher", run.device)
+    student = load_student(run.folder / "student", run.device)
+    for network in (teacher.unet, student):
+        prepare_to_sample(network)
+    samplers = [build_sampler(name, teacher, student) for name in config.samplers]
+    say(
+        f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
+        f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
+    )
+    reference, shown = _reference(run, extractor)
+    work = run.folder / "checkpoints" / "eval"
+    work.mkdir(parents=True, exist_ok=True)
+    remove_others(work, samplers)
+    benchmark(
+        samplers,
+        reference=reference,
+        shown=shown,
+        training_images=run.data.images,
+        training_features=training_features(config, run.data.images, data, extractor),
+        extractor=extractor,
+        settings=settings_of(config, dict.fromkeys(config.samplers, identity), mirrored=data.horizontal_flip),
+        folder=work,
+        device=run.device,
+        say=lambda text: say(f"  {text}"),
+    )
+    fewest = {sampler.kind: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
+    add_cold_starts(work, {each.name: str(run.folder / each.name) for each in fewest.values()}, run.device)
+    for path in sorted(work.rglob("*")):  # copytree would hide a full disk in an error without a number
+        if path.is_dir():
+            (stage / path.relative_to(work)).mkdir()
+        else:
+            shutil.copyfile(path, stage / path.relative_to(work))
+    return {"seed_blocks": config.seed_blocks}
+
+
+def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:
+    """What quality is measured against, and real images to show beside the generated ones."""
+    data, file = run.config.data, run.config.eval.reference
+    if file is not None:
+        return read_reference(file.expanduser(), extractor), run.data.images
+    split = data.reference_split or data.split
+    images = run.data.images if split == data.split else load_data(data, split).images
+    say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
+    return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), images
+
+
+def training_features(config: EvalConfig, images: Tensor, data: DataConfig, extractor: Extractor) -> Tensor | None:
+    """Features of `eval.training_features` training images, a fixed sample of them; None for 0 of them.
+
+    They come through the cache of references: where these are the reference images, nothing is computed.
+    """
+    if config.training_features == 0:
+        return None
+    if config.training_features < len(images):
+        picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: config.training_features]
+        images = images[picked.sort().values]
+    say(f"  near-copies: the features of {len(images):,} training images, from the cache or computed now")
+    return load_reference(images, {"dataset": dataset_name(data.source), "split": data.split}, extractor).features
+
+
+def settings_of(config: EvalConfig, identities: dict[str, str], *, mirrored: bool = False) -> BenchmarkSettings:
+    """A benchmark's settings from the eval section of a configuration."""
+    return BenchmarkSettings(
+        images=config.images,
+        seed_blocks=config.seed_blocks,
+        ddpm_seed_blocks=config.ddpm_seed_blocks,
+        batch_size=config.batch_size,
+        kid_subset_size=config.kid_subset_size,
+        limits=Limits(
+            latency_runs=config.latency_runs,
+            latency_seconds=config.latency_seconds,
+            batch_sizes=config.throughput_batch_sizes,
+            throughput_seconds=2 * config.latency_seconds,
+        ),
+        identities=identities,
+        mirrored=mirrored,
+    )
+
+
+def dataset_name(source: str) -> str:
+    """A data source without the machine's own folders: hub:ID as it is, parquet:LAST/FOLDER by its last part."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if kind in ("parquet", "imagefolder") else source

@@ -1,0 +1,51 @@
+"""The teacher stage: train a DDPM teacher, or take one from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import UserError
+from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.training.loop import train
+from fewstep.pipeline.training.randomness import key
+from fewstep.progress import say
+from fewstep.teachers.load import load_teacher, save_teacher
+from fewstep.teachers.network import build_scheduler, build_unet
+from fewstep.teachers.objective import DDPMObjective
+
+
+def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
+    """Fill `stage` with a stock DDPMPipeline folder of the averaged weights."""
+    config = run.config.teacher
+    if config.source != "train":
+        say(f"teacher: loading {config.source}")
+        teacher = load_teacher(config.source)
+        made, needed = ("x".join(map(str, shape)) for shape in (teacher.shape, run.data.images.shape[1:]))
+        if made != needed:
+            remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
+            raise UserError("teacher.source", config.source, remedy)
+        run.config.check_steps(teacher.scheduler.config["num_train_timesteps"])
+        save_teacher(teacher.unet, teacher.scheduler, stage)
+        return {"source": config.source}
+    shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
+    network = config.network
+    unet = build_unet(
+        shape,
+        channels=network.channels,
+        layers_per_block=network.layers_per_block,
+        attention=network.attention,
+        norm_groups=network.norm_groups,
+        dropout=network.dropout,
+        seed=key(run.config.seed, "teacher-weights"),
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    say(
+        f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
+        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]} for {config.train.kimg:g} kimg"
+    )
+    scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
+    job = run.training_job("teacher", config.train, config_hash)
+    average = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision))
+    save_teacher(average.cpu().to(memory_format=torch.contiguous_format), scheduler, stage)  # type: ignore[arg-type]
+    return {"network_parameters": parameters}

@@ -1,0 +1,232 @@
+"""The one training loop: teachers and every distillation method are an Objective handed to it.
+
+It owns device, precision, accumulation, the weight average, checkpoints, logging and signals.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config.schema import TrainConfig
+from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+from fewstep.pipeline.training.ema import EMA
+from fewstep.pipeline.training.log import TrainingLog
+from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
+from fewstep.pipeline.training.signals import PendingSignal, deferred_signals
+from fewstep.progress import ProgressLine, say
+from fewstep.teachers.interfaces import Batch, Objective, Progress, moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What to train on, how, and where its files go. `title` also names the stream of its randomness."""
+
+    title: str
+    images: Tensor
+    """uint8 [N,C,H,W]."""
+    labels: Tensor | None
+    horizontal_flip: bool
+    config: TrainConfig
+    seed: int
+    config_hash: str
+    checkpoints: Path
+    log: Path
+    tensorboard: Path
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps: the length in kimg, rounded up to whole batches."""
+        return math.ceil(self.config.kimg * 1000 / self.config.batch_size)
+
+    def batch(self, step: int, part: int, device: torch.device) -> Batch:
+        """Slice `part` of the global batch of `step`, in [-1, 1]; mirrored by chance where configured."""
+        indices = batch_indices(self.seed, len(self.images), self.config.batch_size, step)
+        indices = indices.chunk(self.config.slices)[part]
+        images = moved(self.images[indices], device).float() / 127.5 - 1
+        if self.horizontal_flip:
+            coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
+            images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
+        labels = None if self.labels is None else moved(self.labels[indices], device)
+        return Batch(images=images, labels=labels)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end."""
+        config = self.config
+        warmup = min(1.0, (step + 1) * config.batch_size / max(config.warmup_kimg * 1000, 1e-9))
+        fraction = step / self.total_steps
+        course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
+        return config.learning_rate * warmup * course[config.decay]
+
+
+def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> nn.Module:
+    """Train `objective.network` to the end of the job, from its newest checkpoint; returns the averaged network."""
+    config = job.config
+    if config.slices % accelerator.num_processes:
+        remedy = f"must be a multiple of the number of processes, {accelerator.num_processes}"
+        raise UserError(f"{job.title}.train.slices", config.slices, remedy)
+    objective.to(accelerator.device).train()
+    ema = EMA(objective.network, config.ema_halflife_kimg)
+    fused = _is_fused(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        objective.network.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        foreach=not fused,
+        fused=fused,
+    )
+    state = TrainingState(objective=objective, ema=ema.network, optimizer=optimizer)
+    step = 0
+    if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
+        step = load_checkpoint(found, state)
+        say(f"  continues at step {step} of {job.total_steps}")
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
+    log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
+    try:
+        with deferred_signals() as pending:
+            late = fused and accelerator.num_processes == 1
+            _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending, late).run(step)
+    finally:
+        if log:
+            log.close()
+    return ema.network
+
+
+def _is_fused(device: torch.device) -> bool:
+    """Whether the optimizer's step is one kernel, which can also leave out an update by itself."""
+    return device.type == "cuda"
+
+
+@dataclass
+class _Training:
+    """A job at work in this process: its networks as prepared for the device, and all that a step touches.
+
+    late: the device itself leaves out an update that is not finite, and the numbers of its steps are read when they
+    are logged or a checkpoint is written, so that the processor need not wait for it each step.
+    """
+
+    job: TrainingJob
+    accelerator: Accelerator
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    state: TrainingState
+    log: TrainingLog | None
+    pending: PendingSignal
+    late: bool
+    unread: list["_Taken"] = field(default_factory=list)
+    grad_norm: float = 0.0
+    """Of the last step that was read."""
+    signal: int | None = None
+    """What any process of several had got by the last step."""
+
+    def run(self, start: int) -> None:
+        """Train from step `start` to the end; a signal ends it after the step in which it arrives."""
+        job, config, total = self.job, self.job.config, self.job.total_steps
+        objective: Objective = self.state.objective  # type: ignore[assignment]
+        save_every = max(1, round(config.checkpoint_kimg * 1000 / config.batch_size))
+        began, losses = time.monotonic(), self.state.losses
+        with ProgressLine(job.title, total, start) as line:
+            for step in range(start, total):
+                progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = job.learning_rate(step)
+                extra = self.step(progress)
+                done = step + 1
+                self.ema.update(objective.network, done * config.batch_size, config.batch_size)
+                objective.update(progress)
+                stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
+                logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
+                if logs or saves or stop:
+                    self.read()
+                if logs:
+                    mean = sum(losses) / len(losses)
+                    losses.clear()
+                    if self.log:
+                        seconds = time.monotonic() - began
+                        rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
+                        record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
+                        record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
+                        self.log.write(record | {"seconds": seconds} | extra)
+                        line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
+                if self.log and (saves or stop):
+                    self.log.sync()
+                    save_checkpoint(job.checkpoints, done, self.state, job.config_hash, config.keep_checkpoints)
+                if stop:
+                    say(f"  stopped after step {done} of {total}; the same command continues there")
+                    self.pending.number = stop
+                    self.pending.leave()
+
+    def step(self, progress: Progress) -> dict[str, float]:
+        """One optimizer step over this process's slices; returns what the objective logs."""
+        job, accelerator = self.job, self.accelerator
+        per_process = job.config.slices // accelerator.num_processes
+        first = accelerator.process_index * per_process
+        losses: list[Tensor] = []
+        extra: dict[str, float] = {}
+        for part in range(first, first + per_process):
+            batch = job.batch(progress.step, part, accelerator.device)
+            torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))
+            generator = keyed_generator(job.seed, job.title, progress.step, part)
+            with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
+                terms = self.wrapped(batch, progress, generator)
+                loss = terms.loss.mean() / per_process
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+            extra |= terms.log
+        norm: Tensor = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)  # type: ignore[assignment]
+        taken = _Taken(progress.step, torch.stack([*losses, norm.detach()]).float())
+        self.unread.append(taken)
+        if self.late:
+            # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
+            self.optimizer.optimizer.found_inf = (~taken.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        else:
+            self.read()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return extra
+
+    def read(self) -> None:
+        """Take the numbers of the steps since the last call from the device; UserError where one is not finite."""
+        job = self.job
+        for taken in self.unread:
+            *parts, self.grad_norm = taken.numbers.tolist()
+            loss = sum(parts)
+            if self.accelerator.num_processes > 1:
+                loss, self.signal = self._shared(loss)
+            if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+                indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
+                raise UserError(
+                    f"{job.title}.train",
+                    None,
+                    f"loss {loss}, gradient norm {self.grad_norm} at step {taken.step} is not finite "
+                    f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
+                    f"lower {job.title}.train.learning_rate",
+                )
+            self.state.losses.append(loss)
+        self.unread.clear()
+
+    def _shared(self, loss: float) -> tuple[float, int | None]:
+        """The loss of the whole batch, which every process checks, and the signal that any process has got.
+
+        A signal that comes after this waits for the next step, so that all leave together.
+        """
+        local = torch.tensor([[loss, self.pending.number or 0]], dtype=torch.float64, device=self.accelerator.device)
+        everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
+        return float(everywhere[:, 0].mean()), int(everywhere[:, 1].max()) or None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken: the losses of this process's slices and the norm of the gradient, on the device."""
+
+    step: int
+    numbers: Tensor

@@ -1,0 +1,167 @@
+"""The rating page: what it holds, what a person does on it in a browser, and what the answers say."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import time
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.errors import UserError
+from fewstep.eval.report.rating import collect, rates_text, rating_page
+
+STUDENT = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 1, 8, 8).contiguous()
+TEACHER = STUDENT[:4] + 100
+REAL = STUDENT[:4] + 200
+LEFT, RIGHT, BACK = "\ue012", "\ue014", "\ue003"  # WebDriver's codes of the keys
+
+
+@pytest.fixture
+def page():
+    return rating_page("tiny </script>", STUDENT, {"teacher": TEACHER, "real": REAL}, seed=3)
+
+
+def data_of(page):
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def grey(png):
+    return Image.open(io.BytesIO(base64.b64decode(png))).tobytes()[0]
+
+
+def test_each_pair_is_the_student_s_image_and_its_rival_s_in_mixed_order(page):
+    pairs = data_of(page)["pairs"]
+    assert sorted(pair["rival"] for pair in pairs) == ["real"] * 4 + ["teacher"] * 4
+    assert {pair["left"] for pair in pairs} == {"student", "teacher", "real"}
+    for pair in pairs:
+        left, right = (grey(png) for png in pair["images"])
+        student, rival = (left, right) if pair["left"] == "student" else (right, left)
+        assert rival - student == {"teacher": 100, "real": 196}[pair["rival"]]  # real follow the teacher's four
+    assert [pair["rival"] for pair in pairs] != sorted(pair["rival"] for pair in pairs)
+    other = rating_page("tiny", STUDENT, {"teacher": TEACHER, "real": REAL}, seed=4)
+    assert [pair["left"] for pair in data_of(other)["pairs"]] != [pair["left"] for pair in pairs]
+
+
+def test_the_page_needs_no_network(page):
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", page)
+    assert "fetch(" not in page
+
+
+def answers(page="p", rater="r", teacher=(3, 10), real=(5, 10)):
+    made = []
+    for rival, (chosen, shown) in {"teacher": teacher, "real": real}.items():
+        made += [{"rival": rival, "chose": "student" if index < chosen else rival} for index in range(shown)]
+    return {"format": 1, "name": "tiny", "page": page, "rater": rater, "answers": made}
+
+
+def files(tmp_path, *values):
+    paths = []
+    for index, value in enumerate(values):
+        paths.append(tmp_path / f"{index}.json")
+        paths[-1].write_text(value if isinstance(value, str) else json.dumps(value))
+    return paths
+
+
+def test_rates_come_with_wilson_s_interval(tmp_path):
+    preferred, fooled = collect(files(tmp_path, answers(), answers(rater="s", teacher=(3, 10))))[0]
+    assert (preferred.chosen, preferred.shown, preferred.raters, preferred.share) == (6, 20, 2, 0.3)
+    # Wilson 1927: centre (p + z^2/2n) / (1 + z^2/n), computed by hand for 6 of 20
+    assert (preferred.low, preferred.high) == pytest.approx((0.1455, 0.5190), abs=1e-3)
+    assert fooled.share == 0.5
+    assert rates_text([preferred])[0].startswith("the student preferred to its teacher: 30 % (15 to 52, 95 %")
+
+
+def test_a_file_given_twice_counts_once(tmp_path):
+    (preferred, _), remarks = collect(files(tmp_path, answers(), answers()))
+    assert (preferred.shown, len(remarks)) == (10, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (answers(page="other", rater="s"), "answers another page than the files before it"),
+        ("{", "not valid JSON"),
+        ([1], "holds no answers of a fewstep rating page"),
+        (answers() | {"answers": [{"rival": "teacher", "chose": "real"}]}, "holds no answers of a fewstep rating page"),
+        (answers() | {"answers": [{"rival": ["x"], "chose": "real"}]}, "holds no answers of a fewstep rating page"),
+        (answers() | {"format": 2}, "holds no answers of a fewstep rating page"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, value, says):
+    with pytest.raises(UserError, match=says) as error:
+        collect(files(tmp_path, answers(), value))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="holds no answers yet"):
+        collect(files(tmp_path, answers(teacher=(0, 0), real=(0, 0))))
+
+
+class Browser:
+    """Headless Chromium through chromedriver's WebDriver protocol: the few calls that the test needs."""
+
+    def __init__(self, driver, chromium, downloads):
+        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        port = next(found[1] for line in self.process.stdout or [] if (found := re.search(r"on port (\d+)\.", line)))
+        self.root = f"http://127.0.0.1:{port}/session"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,800"]
+        options = {"binary": chromium, "args": arguments, "prefs": {"download.default_directory": str(downloads)}}
+        made = self.call("", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
+        self.root += f"/{made['sessionId']}"
+
+    def call(self, path, body=None):
+        request = Request(self.root + path, None if body is None else json.dumps(body).encode())
+        with urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())["value"]
+
+    def script(self, code):
+        return self.call("/execute/sync", {"script": code, "args": []})
+
+    def press(self, key):
+        actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        self.call("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
+    def close(self):
+        with self.process:  # closes its pipe and waits
+            urlopen(Request(self.root, method="DELETE"), timeout=60).close()  # ends the browser
+            self.process.terminate()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("needs chromium and chromedriver")
+    (tmp_path / "downloads").mkdir()
+    browser = Browser(driver, chromium, tmp_path / "downloads")
+    yield browser
+    browser.close()
+
+
+def test_a_person_answers_by_keyboard_and_downloads_what_collect_reads(page, browser, tmp_path):
+    (tmp_path / "rate.html").write_text(page)
+    browser.call("/url", {"url": f"file://{tmp_path}/rate.html"})
+    pairs = data_of(page)["pairs"]
+    browser.press(RIGHT)
+    browser.press(BACK)  # a slip, taken back
+    for pair in pairs[:-1]:
+        browser.press(LEFT if pair["left"] == "student" else RIGHT)
+    assert browser.script("return document.getElementById('count').textContent") == "7 of 8"
+    browser.script("document.getElementById('left').click()")
+    assert browser.script("return document.getElementById('done').hidden") is False
+    browser.script("document.getElementById('download').click()")
+    deadline = time.monotonic() + 20
+    while not (found := list((tmp_path / "downloads").glob("rating-*.json"))):
+        assert time.monotonic() < deadline, "nothing was downloaded"
+        time.sleep(0.1)
+    value = json.loads(found[0].read_text())
+    assert [answer["chose"] for answer in value["answers"][:-1]] == ["student"] * 7
+    assert value["answers"][-1]["chose"] == pairs[-1]["left"]
+    rates, _ = collect(found)
+    assert sum(rate.shown for rate in rates) == 8

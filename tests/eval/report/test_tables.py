@@ -1,0 +1,89 @@
+"""Numbers in words: rounding, headline and its absences, labels that keep apart, reproducible figures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fewstep.eval.report.inputs import read_run
+from fewstep.eval.report.plots import Point, envelope, pareto_front, quality_against_time, running_mean
+from fewstep.eval.report.tables import duration, headline, number, spread
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (33.4449, "33.4"),
+        (0.012345, "0.0123"),
+        (2400.4, "2,400"),
+        (999.6, "1,000"),
+        (9.996, "10.0"),
+        (0, "0.00"),
+        (-0.000321, "-0.000321"),
+        (0.00001234, "1.23e-05"),
+    ],
+)
+def test_number_keeps_three_figures(value, text):
+    assert number(value) == text
+
+
+def test_spread_has_no_interval_for_one_block():
+    assert spread({"mean": 33.44, "sd": None}) == "33.4"
+    assert spread({"mean": 33.44, "sd": 0.92}) == "33.4 ± 0.9"
+    assert spread({"mean": 33.44, "sd": 0.004}) == "33.4 ± 0.004"
+    assert spread({"mean": 33.44, "sd": 0.0}) == "33.4 ± 0.0"
+    assert spread(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.21, "4.2 s"), (59.97, "1 min 0 s"), (201.4, "3 min 21 s"), (7500, "2 h 5 min")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_headline_without_ddpm_or_teacher(run_dir):
+    results = json.loads(json.dumps(read_run(run_dir, []).results))
+    full = results["samplers"]
+    results["samplers"] = [s for s in full if s["name"] != "teacher@ddpm:1000"]
+    assert headline(results) == (
+        "One network evaluation: FD (digits-cnn) 33.4 against the teacher’s best 22.6 (DDIM, 50 steps)."
+    )
+    results["samplers"] = [s for s in full if s["name"] == "student@2"]
+    assert headline(results) == "Two network evaluations: FD (digits-cnn) 28.8."
+    results["samplers"] = [s for s in full if s["kind"] == "teacher"]
+    assert headline(results) == "digits: no student’s quality was measured."
+
+
+def test_pareto_front_drops_what_another_beats_in_both():
+    fast, slow, beaten = (
+        Point(name, "teacher", ms, fd, None) for name, ms, fd in [("a", 1, 9), ("b", 5, 3), ("c", 6, 4)]
+    )
+    assert pareto_front([beaten, slow, fast]) == [fast, slow]
+
+
+def test_plot_is_an_svg_with_text_as_text_and_equal_bytes():
+    points = [Point(f"Sampler & co, {i} steps", "teacher", 2.0 * i, 30.0, 0.5) for i in range(1, 7)]
+    svg = quality_against_time(points, "FID", 2.0)
+    assert svg == quality_against_time(points, "FID", 2.0)
+    assert svg.startswith("<svg")
+    assert "Sampler &amp; co, 6 steps" in svg
+    assert "var(--teacher)" in svg
+    assert not re.search(r"<metadata|<script|#0([1-9])0\1", svg)
+
+
+def test_envelope_keeps_a_spike_and_the_order():
+    y = np.ones(10_000)
+    y[6_321] = 50.0
+    x, kept = envelope(np.arange(10_000), y, bins=100)
+    assert len(x) <= 200
+    assert x[kept.argmax()] == 6_321
+    assert (np.diff(x) > 0).all()
+
+
+def test_running_mean_of_a_constant_is_the_constant_and_of_one_record_itself():
+    x, y = running_mean(np.arange(5000.0), np.full(5000, 0.25))
+    np.testing.assert_allclose(y, 0.25, rtol=1e-12)
+    assert len(x) == 200
+    assert running_mean(np.array([1.0]), np.array([2.0]))[1].tolist() == [2.0]

@@ -1,0 +1,203 @@
+"""Each section refuses what is out of range, naming its dotted key; good values are kept as they are."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config.reading import config_from_dict, config_keys, load_config, preset_names
+from fewstep.pipeline.config.schema import FEATURES, DataConfig, EvalConfig, Extractor, config_hash, parse_sampler
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion-mnist", "cifar10"])
+def test_a_preset_is_a_valid_config_named_after_itself(name):
+    config = load_config(name)
+    assert config.name == name
+    assert config.folder == Path("runs", name)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_digits_is_the_default_preset_and_comes_first():
+    assert preset_names()[0] == "digits"
+    assert load_config() == load_config("digits")
+
+
+def test_grey_presets_measure_against_test_images_and_cifar10_against_its_training_images():
+    assert load_config("mnist").data.reference_split == "test"
+    assert load_config("fashion-mnist").data.reference_split == "test"
+    assert load_config("cifar10").data.reference_split is None
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config().seed = 1  # type: ignore[misc]
+
+
+def test_every_key_is_documented():
+    keys = config_keys()
+    assert len(keys) > 60
+    for key in keys.values():
+        assert len(key.doc) > 5, key.name
+    assert next(iter(keys)) == "name"
+    assert "teacher.train.kimg" in keys
+    assert "student.train.kimg" in keys
+
+
+def test_the_hash_depends_on_values_and_not_on_how_they_were_given():
+    base = load_config()
+    assert config_hash(base) == config_hash(load_config("digits", {"seed": "0"}))
+    assert config_hash(base) == config_hash(base.to_dict())
+    assert config_hash(base) != config_hash(load_config("digits", {"seed": "1"}))
+    other = load_config("digits", {"student.train.kimg": "121"})
+    assert config_hash(base.teacher) == config_hash(other.teacher)
+    assert config_hash(base.student) != config_hash(other.student)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("name", "a/b", "letters"),
+        ("name", "..", "letters"),
+        ("seed", "-1", "at least 0"),
+        ("seed", "2147483648", "at most"),
+        ("device", "gpu", "auto"),
+        ("data.source", "mnist", "hub:ID"),
+        ("data.source", "parquet:", "parquet:PATH"),
+        ("data.source", "ftp:x", "imagefolder:PATH"),
+        ("data.split", "test", "one split, train"),
+        ("data.reference_split", "test", "no effect on digits"),
+        ("data.image_column", "image", "no effect on digits"),
+        ("data.label_column", "label", "no effect on digits"),
+        ("data.image_size", "0", "at least 1"),
+        ("data.image_size", "7", "divisible by 2"),
+        ("data.channels", "2", "one of 1, 3"),
+        ("teacher.source", "", "train"),
+        ("teacher.prediction", "sample", "v_prediction, epsilon"),
+        ("teacher.schedule", "cosine", "squaredcos_cap_v2"),
+        ("teacher.num_train_timesteps", "5", "at least 10"),
+        ("teacher.network.channels", "[]", "one or more"),
+        ("teacher.network.channels", "[30, 64]", "not divisible by teacher.network.norm_groups = 8"),
+        ("teacher.network.channels", "[-8, 8]", "at least 1"),
+        ("teacher.network.attention", "[true]", "2 entries"),
+        ("teacher.network.norm_groups", "0", "at least 1"),
+        ("teacher.network.layers_per_block", "0", "at least 1"),
+        ("teacher.network.dropout", "1.0", "less than 1"),
+        ("teacher.train.kimg", "0", "greater than 0"),
+        ("teacher.train.kimg", "0.1", "less than one batch"),
+        ("teacher.train.batch_size", "0", "at least 1"),
+        ("student.train.slices", "3", "must divide student.train.batch_size = 64"),
+        ("student.train.learning_rate", "-1e-3", "greater than 0"),
+        ("student.train.learning_rate", "inf", "a number"),
+        ("student.train.learning_rate", "nan", "a number"),
+        ("student.train.warmup_kimg", "1e6", "less than student.train.kimg"),
+        ("student.train.decay", "step", "constant, cosine, linear"),
+        ("student.train.betas", "[0.9, 1.0]", "less than 1"),
+        ("student.train.betas", "[0.9]", "a list"),
+        ("student.train.weight_decay", "-0.1", "at least 0"),
+        ("student.train.ema_halflife_kimg", "0", "greater than 0"),
+        ("student.train.gradient_clip", "0", "greater than 0"),
+        ("student.train.precision", "fp8", "fp32, bf16"),
+        ("student.train.checkpoint_kimg", "0", "greater than 0"),
+        ("student.train.keep_checkpoints", "0", "at least 1"),
+        ("student.train.log_every", "0", "at least 1"),
+        ("student.objective", "sct", "cd, ect"),
+        ("student.sigma_min", "0", "greater than 0"),
+        ("student.sigma_min", "80", "less than student.sigma_max"),
+        ("student.doublings", "31", "at most 30"),
+        ("student.refit_steps", "-1", "at least 0"),
+        ("student.search_images", "1", "at least 2"),
+        ("eval.extractor", "vgg", "digits-cnn, inception, dinov2"),
+        ("eval.inception_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
+        ("eval.dinov2_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
+        ("eval.images", "1", "at least 2"),
+        ("eval.images", "1048577", "at most"),
+        ("eval.seed_blocks", "0", "at least 1"),
+        ("eval.seed_blocks", "4097", "at most 4096"),
+        ("eval.ddpm_seed_blocks", "4", "at most eval.seed_blocks = 3"),
+        ("eval.samplers", "[]", "one or more"),
+        ("eval.samplers", "[student@3]", "teacher@SOLVER:N"),
+        ("eval.samplers", "[teacher@euler:10]", "teacher@SOLVER:N"),
+        ("eval.samplers", "[teacher@ddim:0]", "teacher@SOLVER:N"),
+        ("eval.samplers", "[student@1, student@1]", "twice"),
+        ("eval.samplers", "[teacher@ddim:1001]", "more steps than the teacher has timesteps, 1000"),
+        ("eval.batch_size", "0", "at least 1"),
+        ("eval.kid_subset_size", "1001", "at most eval.images = 1000"),
+        ("eval.latency_runs", "0", "at least 1"),
+        ("eval.latency_seconds", "0", "greater than 0"),
+        ("eval.throughput_batch_sizes", "[8, 8]", "twice"),
+        ("eval.throughput_batch_sizes", "[0]", "at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
+    with pytest.raises(UserError) as caught:
+        load_config("digits", {key: value})
+    assert str(caught.value).startswith(f"{key}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_weights_file_is_that_of_the_extractor():
+    given = load_config("cifar10", {"eval.extractor": "dinov2", "eval.dinov2_weights": "d.pth"}).eval
+    assert given.extractor_weights == Path("d.pth")
+    assert load_config("cifar10", {"eval.inception_weights": "i.pth"}).eval.extractor_weights == Path("i.pth")
+    assert load_config("cifar10").eval.extractor_weights is None
+    with pytest.raises(UserError, match=r"^eval\.inception_weights: 'i\.pth': has no effect .* = dinov2: leave it out"):
+        load_config("cifar10", {"eval.extractor": "dinov2", "eval.inception_weights": "i.pth"})
+
+
+def test_the_digits_extractor_is_refused_for_other_images():
+    for overrides in ({"data.image_size": "16"}, {"data.channels": "3"}):
+        with pytest.raises(UserError, match=r"^eval\.extractor: 'digits-cnn': judges 8x8 grey images only"):
+            load_config("digits", overrides)
+
+
+def test_check_shape_judges_images_once_they_are_known():
+    config = load_config("mnist")
+    config.check_shape((1, 28, 28))
+    with pytest.raises(UserError, match=r"^data\.image_size: 30: must be divisible by 4"):
+        config.check_shape((1, 30, 30))
+
+
+def test_sections_made_in_python_check_types_too():
+    with pytest.raises(UserError, match=r"^data\.horizontal_flip: 1: must be true or false"):
+        DataConfig(source="digits", horizontal_flip=1)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^eval\.images: True: must be a whole number"):
+        EvalConfig(extractor="inception", images=True, kid_subset_size=2, throughput_batch_sizes=(1,))
+    with pytest.raises(TypeError):
+        DataConfig()  # type: ignore[call-arg]
+
+
+def test_parse_sampler_names_the_parts():
+    assert parse_sampler("teacher@dpmsolver++:20") == ("teacher", "dpmsolver++", 20)
+    assert parse_sampler("student@4") == ("student", "", 4)
+
+
+def test_configuration_and_command_line_load_without_torch():
+    code = (
+        "import sys, fewstep.pipeline.cli.main, fewstep.pipeline.cli.arguments as c, fewstep.pipeline.cli.models;"
+        "assert c.config_from_arguments('x', 'y', ['digits', '--seed', '3']).seed == 3;"
+        "sys.exit(', '.join({'torch', 'datasets', 'diffusers', 'numpy', 'PIL'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_extractors_have_the_number_of_features_that_seed_blocks_are_checked_against():
+    from fewstep.eval.features.digits_cnn import FEATURES as OF_DIGITS
+    from fewstep.eval.features.dinov2 import ARCHITECTURE
+
+    assert {"digits-cnn": OF_DIGITS, "inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]} == FEATURES
+    assert set(get_args(Extractor)) == set(FEATURES)
+
+
+@pytest.mark.parametrize(("extractor", "images"), [("inception", 2048), ("dinov2", 1024)])
+def test_a_seed_block_smaller_than_its_covariance_is_refused_before_any_work(extractor, images):
+    section = {"extractor": extractor, "kid_subset_size": 2, "throughput_batch_sizes": (1,)}
+    with pytest.raises(UserError, match=rf"eval\.images: {images}: is too few .* give {images + 1:,} or more"):
+        EvalConfig(images=images, **section)
+    assert EvalConfig(images=images + 1, **section).images == images + 1
