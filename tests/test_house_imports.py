@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("teachers", "students", "eval", "pipeline")
-FOR_ALL = {"fewstep", "fewstep.errors", "fewstep.files", "fewstep.progress"}
+FOR_ALL = {"fewstep", "fewstep.errors", "fewstep.files", "fewstep.progress", "fewstep.settings"}
 MAY_IMPORT = {
     "teachers": {"teachers"},
     "students": {"students", "teachers"},

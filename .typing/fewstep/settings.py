@@ -1,0 +1,1 @@
+../../src/fewstep/settings.py
