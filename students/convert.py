@@ -1,7 +1,9 @@
-"""Route A: a v-prediction DDPM network becomes a consistency model without changing what it computes.
+"""From a teacher to a student: a change of scaling.
 
-With sigma_data = 1 the consistency scalings are those of v prediction with F = -v, up to the sigma_min shift: the
-last convolution is negated and only the time embedding, which must now read 250 ln sigma, is fitted anew.
+Where the network's output means the same under both scalings (`FOLDS`), only the time embedding is trained, as it must
+now read 250 ln sigma. With sigma_data = 1 the consistency scalings are those of v prediction with F = -v, and with
+the teacher's own sigma_data those of EDM, both up to the sigma_min shift. Other teachers give the starting weights, and
+the student is regressed onto their denoiser (`Regression`).
 """
 
 import copy
@@ -14,70 +16,100 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.teachers.denoiser import VPDenoiser
-from fewstep.teachers.schedule import timestep_of_sigma
+from fewstep.students.pairs import log_normal_sigmas
+from fewstep.teachers.interfaces import (
+    Batch,
+    Denoiser,
+    Evaluations,
+    LossTerms,
+    Objective,
+    Progress,
+    moved,
+    per_image,
+    randn,
+)
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import EDM, Epsilon, FlowMatching, Sample, VPrediction
+
+FOLDS: dict[type, tuple[float, bool]] = {
+    VPrediction: (-1.0, True),
+    EDM: (1.0, True),
+    Epsilon: (-1.0, False),  # at small sigma F is -eps
+    Sample: (1.0, False),  # at large sigma F is x0
+    FlowMatching: (-1.0, False),  # F = x0 - eps, but for the scaling of its input
+}
+"""By the teacher's scaling: the factor of its last convolution, and whether the student is then the teacher."""
 
 
-def check_convertible(teacher: VPDenoiser, sigma_max: float) -> None:
-    """Raise UserError where a teacher cannot become a student by route A."""
-    config = teacher.unet.config
-    if teacher.prediction != "v_prediction":
-        raise UserError("teacher.prediction", teacher.prediction, "only v_prediction teachers can be distilled")
+def check_convertible(teacher: Preconditioned, sigma_max: float) -> None:
+    """Raise UserError where a teacher cannot become a student that stock diffusers loads."""
+    assert isinstance(teacher.network, UNet2DModel)
+    config, scaling = teacher.network.config, teacher.scaling
+    if type(scaling) not in FOLDS:
+        known = ", ".join(kind.name for kind in FOLDS)
+        raise UserError("teacher.source", scaling.name, f"no student can be made of it; of these it can: {known}")
     if config["time_embedding_type"] != "positional":
         remedy = "only positional time embeddings load in the stock consistency pipeline"
         raise UserError("teacher.source", config["time_embedding_type"], remedy)
-    if config["out_channels"] != config["in_channels"] or config["center_input_sample"]:
-        remedy = "a student needs out_channels == in_channels and center_input_sample = false"
-        raise UserError("teacher.source", (config["in_channels"], config["out_channels"]), remedy)
+    channels = config["in_channels"]
+    if config["out_channels"] not in (channels, 2 * channels) or config["center_input_sample"]:
+        remedy = "a student needs as many output channels as input channels and center_input_sample = false"
+        raise UserError("teacher.source", (channels, config["out_channels"]), remedy)
     if not isinstance(config["sample_size"], int):
         raise UserError("teacher.source", config["sample_size"], "a student needs square images (an int sample_size)")
-    if sigma_max > teacher.sigma_max:
-        largest = math.floor(teacher.sigma_max * 100) / 100
+    if sigma_max > teacher.space.sigma_max:
+        largest = math.floor(teacher.space.sigma_max * 100) / 100
         remedy = f"is above the teacher's largest noise level; give at most {largest}"
         raise UserError("student.sigma_max", sigma_max, remedy)
 
 
 def convert_teacher(
-    teacher: VPDenoiser,
-    *,
-    sigma_min: float,
-    sigma_max: float,
-    refit_steps: int,
-    generator: torch.Generator,
-) -> ConsistencyModel:
-    """A consistency model whose f(x, sigma) is the teacher's D(x; sigma), to the accuracy of the refit."""
+    teacher: Preconditioned, *, sigma_min: float, sigma_max: float, refit_steps: int, generator: torch.Generator
+) -> tuple[ConsistencyModel, bool]:
+    """A student with the teacher's weights, ready to train, and whether it already computes what the teacher does."""
     check_convertible(teacher, sigma_max)
-    unet: UNet2DModel = copy.deepcopy(teacher.unet)
+    assert isinstance(teacher.network, UNet2DModel)
+    factor, exact = FOLDS[type(teacher.scaling)]
+    unet = _of_images_alone(teacher.network)
     with torch.no_grad():
-        unet.conv_out.weight.neg_()
-        if unet.conv_out.bias is not None:
-            unet.conv_out.bias.neg_()
-    model = ConsistencyModel(unet, sigma_min=sigma_min, sigma_max=sigma_max)
+        for parameter in unet.conv_out.parameters():
+            parameter.mul_(factor)
+    sigma_data = teacher.scaling.sigma_data if isinstance(teacher.scaling, EDM) else 1.0
+    model = ConsistencyModel(unet, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
     refit_time_embedding(model, teacher, refit_steps, generator)
-    return model.requires_grad_(True).train()
+    return model.requires_grad_(True).train(), exact
+
+
+def _of_images_alone(network: UNet2DModel) -> UNet2DModel:
+    """A copy without the output channels of a learned variance."""
+    unet, channels = copy.deepcopy(network), network.config["in_channels"]
+    for parameter in unet.conv_out.parameters():
+        parameter.data = parameter.data[:channels].clone()
+    unet.conv_out.out_channels = channels
+    unet.register_to_config(out_channels=channels)
+    return unet
 
 
 def refit_time_embedding(
     model: ConsistencyModel,
-    teacher: VPDenoiser,
+    teacher: Preconditioned,
     steps: int,
     generator: torch.Generator,
     batch_size: int = 256,
 ) -> None:
-    """Fit the student's embedding network so that emb(250 ln sigma) equals the teacher's emb(t(sigma)).
+    """Fit the student's embedding network so that emb(250 ln sigma) equals the teacher's emb(c_noise(sigma)).
 
     A regression of the two embeddings, with ln sigma uniform over the student's range; the rest of the network
     is not evaluated. Adam, cosine decay from 1e-3.
     """
-    table = teacher.finite_sigmas.cpu()
-    unet, device = model.unet, next(model.parameters()).device
+    unet, device = model.network, model.device
     embedding = unet.time_embedding.requires_grad_(True)
     low, high = torch.tensor([model.sigma_min, model.sigma_max]).log().tolist()
     optimizer = torch.optim.Adam(embedding.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
     for _ in range(steps):
         log_sigma = low + (high - low) * torch.rand(batch_size, generator=generator)
-        target = _embed(teacher.unet, timestep_of_sigma(log_sigma.exp(), table).to(device))
+        target = _embed(teacher.network, teacher.scaling(log_sigma.exp()).c_noise.to(device))
         loss = (_embed(unet, 250 * log_sigma.to(device)) - target.detach()).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -85,17 +117,78 @@ def refit_time_embedding(
         schedule.step()
 
 
-def _embed(unet: UNet2DModel, timestep: Tensor) -> Tensor:
+def _embed(unet: torch.nn.Module, timestep: Tensor) -> Tensor:
+    assert isinstance(unet, UNet2DModel)
     return unet.time_embedding(unet.time_proj(timestep))
+
+
+class Regression(Objective):
+    """Fit the student to a teacher's denoiser in the student's own parametrisation.
+
+    loss = (1/s^2 + 1/sigma_data^2)*|f(x, s) - target|^2, which is the error of F up to the sigma_min shift; ln s as in
+    ECT. The target is D(x; s) between `trusted`'s two noise levels, the clean image elsewhere: their expectations agree
+    for an exact teacher, and an epsilon teacher's error is multiplied by s.
+    """
+
+    cost = Evaluations(student=1, teacher=1)
+
+    def __init__(self, network: ConsistencyModel, teacher: Denoiser, trusted: tuple[float, float]) -> None:
+        super().__init__()
+        self.network = network
+        self.trusted, self._teacher = trusted, [teacher]  # in a list: no part of this module
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
+        """Losses [B] of images [B,C,H,W] in [-1, 1]."""
+        x_0, model = batch.images, self.network
+        assert isinstance(model, ConsistencyModel)
+        drawn = log_normal_sigmas(len(x_0), model.sigma_min, model.sigma_max, -1.1, 2.0, generator)
+        sigma = moved(drawn, x_0.device)
+        x = x_0 + per_image(sigma) * randn(tuple(x_0.shape), generator, x_0.device)
+        low, high = self.trusted
+        with torch.no_grad():
+            good = per_image((sigma >= low) & (sigma <= high))
+            target = torch.where(good, self._teacher[0](x, sigma, batch.condition), x_0)
+        error = (model(x, sigma, batch.condition) - target).square().mean(dim=(1, 2, 3))
+        return LossTerms(loss=(1 / sigma**2 + 1 / model.scaling.sigma_data**2) * error, sigma=sigma)
+
+
+@torch.inference_mode()
+def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    """The noise levels around the middle of its range at which a teacher denoises better than no network would.
+
+    That is, its mean squared error on images [B,C,H,W] is below s^2*v/(s^2 + v), that of shrinking x towards a mean,
+    where v is the variance of a pixel. Checked at 25 levels, equal steps of ln sigma.
+    """
+    variance = float(images.var(dim=0).mean())
+    ends = [math.log(bound) for bound in (teacher.space.sigma_min, teacher.space.sigma_max)]
+    levels = torch.linspace(ends[0], ends[1], 25).exp().tolist()
+    good = []
+    for value in levels:
+        x = images + value * torch.randn(images.shape, generator=generator).to(images.device)
+        error = teacher(x, torch.full((len(x),), value, device=x.device)) - images
+        good.append(float(error.square().mean()) < value**2 * variance / (value**2 + variance))
+    middle = min(range(25), key=lambda index: (not good[index], abs(math.log(levels[index]))))
+    if not good[middle]:
+        return math.inf, -math.inf
+    first = last = middle
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < 24 and good[last + 1]:
+        last += 1
+    return levels[first], levels[last]
+
+
+def judged_sigmas(model: Denoiser, teacher: Denoiser, num: int = 8) -> list[float]:
+    """Noise levels that both have, `num` of them in equal steps of ln sigma, rounded to three digits inwards."""
+    low = max(model.space.sigma_min, teacher.space.sigma_min)
+    high = min(model.space.sigma_max, teacher.space.sigma_max)
+    values = torch.linspace(math.log(low), math.log(high), num, dtype=torch.float64).exp().tolist()
+    return [min(max(float(f"{value:.3g}"), low), high) for value in values]
 
 
 @torch.inference_mode()
 def conversion_error(
-    model: ConsistencyModel,
-    teacher: VPDenoiser,
-    images: Tensor,
-    generator: torch.Generator,
-    sigmas: Sequence[float] = (0.01, 0.05, 0.2, 0.5, 1.0, 2.5, 10.0, 80.0),
+    model: Denoiser, teacher: Denoiser, images: Tensor, generator: torch.Generator, sigmas: Sequence[float]
 ) -> dict[float, float]:
     """RMSE of the student's denoiser from the teacher's at each sigma, on images [B,C,H,W] in [-1, 1]."""
     errors = {}
@@ -103,6 +196,5 @@ def conversion_error(
         sigma = torch.full((len(images),), value, device=images.device)
         eps = torch.randn(images.shape, generator=generator).to(images.device)
         x = images + value * eps
-        difference = model(x, sigma) - teacher.denoise(x, sigma)
-        errors[value] = float(difference.square().mean().sqrt())
+        errors[value] = float((model(x, sigma) - teacher(x, sigma)).square().mean().sqrt())
     return errors

@@ -9,7 +9,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_json
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import StepGrid
-from fewstep.teachers.stock import load_parts
+from fewstep.teachers.stock import load_scheduler, load_unet
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> ConsistencyModel:
@@ -23,8 +23,8 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Consis
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict) or index.get("_class_name") != "ConsistencyModelPipeline":
         raise UserError(folder, None, "is no student: model_index.json names no ConsistencyModelPipeline")
-    unet, scheduler = load_parts(str(folder), CMStochasticIterativeScheduler, "student")
-    config = scheduler.config
+    unet = load_unet(str(folder), "student")
+    config = load_scheduler(str(folder), CMStochasticIterativeScheduler, "student").config
     if not isinstance(unet.config["sample_size"], int):
         raise UserError(
             f"{folder}: sample_size", unet.config["sample_size"], "a student makes square images: one number"

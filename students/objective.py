@@ -1,7 +1,7 @@
 """Discrete consistency objectives: loss = weight(t, r) * distance(f(x_t, t), stopgrad f~(x_r, r)).
 
-Four parts make one: the pairs (t, r), the bridge from x_t to x_r, the distance, and the target network. `OBJECTIVES`
-names the compositions.
+Four parts make one: the pairs (t, r), the bridge from x_t to x_r, the distance, and the target network. The methods in
+`fewstep.students.methods` are compositions of them.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.students.bridges import Bridge, data_bridge, heun_bridge
+from fewstep.students.bridges import Bridge
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.pairs import ECTPairs, Pairs
+from fewstep.students.pairs import Pairs
 from fewstep.teachers.interfaces import (
     Batch,
-    Denoiser,
     Evaluations,
     LossTerms,
     Objective,
@@ -57,38 +56,10 @@ class ConsistencyObjective(Objective):
         pairs = self.pairs(len(x_0), progress, generator)
         t, r, weight = (moved(value, x_0.device) for value in (pairs.t, pairs.r, pairs.weight))
         eps = randn(tuple(x_0.shape), generator, x_0.device)
-        x_t, x_r = x_0 + per_image(t) * eps, self.bridge(x_0, eps, t, r)
+        x_t, x_r = x_0 + per_image(t) * eps, self.bridge(x_0, eps, t, r, batch.condition)
         with torch.random.fork_rng(devices=[x_0.device] if x_0.is_cuda else []):
-            estimate = self.network(x_t, t)
+            estimate = self.network(x_t, t, batch.condition)
         with torch.no_grad():
-            target = self.network(x_r, r)
+            target = self.network(x_r, r, batch.condition)
         distance = self.distance(estimate, target)
         return LossTerms(loss=weight * distance, sigma=t)
-
-
-def consistency_distillation(network: ConsistencyModel, teacher: Denoiser, doublings: int) -> ConsistencyObjective:
-    """CD (Song 2023, algorithm 2) with a Heun bridge, on ECT's pairs and weight."""
-    return ConsistencyObjective(
-        network,
-        pairs=ECTPairs(sigma_min=network.sigma_min, sigma_max=network.sigma_max, doublings=doublings),
-        bridge=heun_bridge(teacher),
-        distance=pseudo_huber(1e-8),
-        cost=Evaluations(student=1, target=1, teacher=2),
-    )
-
-
-def easy_consistency_tuning(network: ConsistencyModel, teacher: Denoiser, doublings: int) -> ConsistencyObjective:
-    """ECT (Geng 2024): the data bridge; the teacher gives the starting weights alone."""
-    return ConsistencyObjective(
-        network,
-        pairs=ECTPairs(sigma_min=network.sigma_min, sigma_max=network.sigma_max, doublings=doublings),
-        bridge=data_bridge,
-        distance=pseudo_huber(1e-8),
-        cost=Evaluations(student=1, target=1),
-    )
-
-
-OBJECTIVES: dict[str, Callable[[ConsistencyModel, Denoiser, int], ConsistencyObjective]] = {
-    "cd": consistency_distillation,
-    "ect": easy_consistency_tuning,
-}

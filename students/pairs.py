@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.teachers.interfaces import Progress
+from fewstep.teachers.interfaces import Progress, stratified
 from fewstep.teachers.schedule import karras_sigmas
 
 
@@ -49,10 +49,7 @@ class ECTPairs:
 
     def __call__(self, num: int, progress: Progress, generator: torch.Generator) -> SigmaPairs:
         """`num` pairs, stratified in the quantiles of ln t."""
-        low, high = (_normal_cdf((math.log(s) - self.mean) / self.std) for s in (self.sigma_min, self.sigma_max))
-        quantile = low + (high - low) * stratified(num, generator)
-        t = (self.mean + self.std * torch.special.ndtri(quantile)).exp().float()
-        t = t.clamp(self.sigma_min * (1 + 1e-3), self.sigma_max)
+        t = log_normal_sigmas(num, self.sigma_min, self.sigma_max, self.mean, self.std, generator)
         r = self.lower(t, self.stage(progress))
         return SigmaPairs(t=t, r=r, weight=1 / (t - r))
 
@@ -73,10 +70,14 @@ class KarrasPairs:
         return SigmaPairs(t=grid[index], r=grid[index + 1], weight=torch.ones(num))
 
 
-def stratified(num: int, generator: torch.Generator) -> Tensor:
-    """`num` numbers in (0, 1), one uniform in each of `num` equal parts, in random order, float64."""
-    parts = torch.randperm(num, generator=generator)
-    return ((parts + torch.rand(num, generator=generator, dtype=torch.float64)) / num).clamp(1e-9, 1 - 1e-9)
+def log_normal_sigmas(
+    num: int, sigma_min: float, sigma_max: float, mean: float, std: float, generator: torch.Generator
+) -> Tensor:
+    """`num` noise levels, ln sigma ~ N(mean, std^2) truncated to the range, stratified in quantiles, float32."""
+    low, high = (_normal_cdf((math.log(sigma) - mean) / std) for sigma in (sigma_min, sigma_max))
+    quantile = low + (high - low) * stratified(num, generator)
+    sigma = (mean + std * torch.special.ndtri(quantile)).exp().float()
+    return sigma.clamp(sigma_min * (1 + 1e-3), sigma_max)
 
 
 def _normal_cdf(x: float) -> float:

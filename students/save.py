@@ -19,9 +19,9 @@ def save_student(model: ConsistencyModel, folder: Path) -> dict[int, float]:
     Returns the largest pixel difference from the stock pipeline at 1, 2 and 4 steps (those that the grid has).
     Raises ValueError when one exceeds ROUND_TRIP_TOLERANCE: the folder must then not be used.
     """
-    scheduler = model.grid.scheduler(model.sigma_min, model.sigma_max, model.sigma_data)
+    scheduler = model.grid.scheduler(model.sigma_min, model.sigma_max, model.scaling.sigma_data)
     assert scheduler.config["sigma_min"] == float(np.float32(scheduler.config["sigma_min"]))
-    unet = model.clone().unet.cpu().float().eval()
+    unet = model.clone().network.cpu().float().eval()
     ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
     return round_trip(model, folder)
 
@@ -39,7 +39,7 @@ def round_trip(model: ConsistencyModel, folder: Path, num: int = 4) -> dict[int,
         generators = [torch.Generator("cpu").manual_seed(index) for index in range(num)]
         options = {"generator": _fresh(generators), "output_type": "np", "return_dict": False}
         stock = np.asarray(pipeline(batch_size=num, num_inference_steps=steps, **options)[0])
-        mine = sample_consistency(ours, model.step_sigmas(steps), lambda: _draw(generators, model.shape))  # noqa: B023
+        mine = sample_consistency(ours, model.step_sigmas(steps), lambda: _draw(generators, model.space.shape))  # noqa: B023
         differences[steps] = float(np.abs(mine.permute(0, 2, 3, 1).numpy() - (stock * 2 - 1)).max())
         if not differences[steps] <= ROUND_TRIP_TOLERANCE:
             raise ValueError(

@@ -1,39 +1,61 @@
-"""The two interfaces every teacher, objective, solver and conversion shares: `Denoiser` and `Objective`."""
+"""What every model, objective and solver shares: a `Denoiser` in a `Space` under a `Condition`, and an `Objective`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 
-@runtime_checkable
-class Denoiser(Protocol):
-    """What an objective, a solver or a conversion sees of a teacher: D(x; sigma), an estimate of x0.
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Where a model's x = x0 + sigma*eps lives.
 
-    `shape` is (C, H, W); `sigma_min` and `sigma_max` bound the noise levels it was trained on; `sigmas` [T] is
-    the ascending table of a discrete schedule, or None; `num_classes` is None for an unconditional network,
-    else labels run from 0 to num_classes - 1 and num_classes means "no label".
+    shape: (C, H, W) of x and of its noise. sigma_min, sigma_max: the noise levels it was trained on. table: the
+    ascending sigmas of a discrete schedule, float64 [T], or None. num_classes: None for an unconditional model, else
+    labels run from 0 to num_classes - 1. clamp: the range of x0, which samplers hold their estimates to; None: none.
     """
 
     shape: tuple[int, int, int]
     sigma_min: float
     sigma_max: float
-    sigmas: Tensor | None
-    num_classes: int | None
+    table: Tensor | None = field(default=None, compare=False)
+    num_classes: int | None = None
+    clamp: tuple[float, float] | None = (-1.0, 1.0)
 
-    def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Estimate x0 [B,C,H,W] in [-1, 1] from x = x0 + sigma*eps [B,C,H,W] and sigma [B]."""
+    def clamped(self, x_0: Tensor) -> Tensor:
+        """An estimate of x0 within the space's range."""
+        return x_0 if self.clamp is None else x_0.clamp(*self.clamp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What images are asked to be: labels int64 [B] or None. An unconditional model ignores it."""
+
+    labels: Tensor | None = None
+
+
+NONE = Condition()
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """All that solvers, bridges, objectives and conversion see of a model: D(x; sigma), an estimate of x0."""
+
+    space: Space
+
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
+        """Estimate x0 [B,C,H,W] from x = x0 + sigma*eps [B,C,H,W] and sigma [B]; not clamped."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Training images [B,C,H,W] float32 in [-1, 1] and their labels [B] int64, or None."""
+    """Training images [B,C,H,W] float32 in [-1, 1] and what they are."""
 
     images: Tensor
-    labels: Tensor | None = None
+    condition: Condition = NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +74,14 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """Losses of a batch, already weighted [B], the noise levels they were taken at [B], and numbers to log."""
+    """Losses of a batch, already weighted [B], the noise levels they were taken at [B], and what to log.
+
+    `log` holds detached tensors of one number each; they are read when they are logged and not before.
+    """
 
     loss: Tensor
     sigma: Tensor
-    log: Mapping[str, float] = field(default_factory=dict)
+    log: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +98,7 @@ class Objective(nn.Module):
     """One way to train: the trained network and any target network are submodules, a teacher is not.
 
     The training loop wraps the objective itself for several processes and calls only it, so that gradients are
-    synchronised; `network` is the module whose parameters are trained and averaged.
+    synchronised; `network` is the module that is trained.
     """
 
     cost: Evaluations
@@ -83,6 +108,14 @@ class Objective(nn.Module):
         """The loss of one slice of the batch; every random number comes from `generator`, a CPU generator."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: {"params": ...} with AdamW's own options, and `lr_scale` of the learning rate."""
+        return [{"params": list(self.network.parameters())}]
+
+    def averaged(self) -> nn.Module:
+        """The module whose running average is what training returns."""
+        return self.network
+
     def update(self, progress: Progress) -> None:
         """Called after each optimizer step: target networks and stages move here. Nothing by default."""
 
@@ -90,6 +123,15 @@ class Objective(nn.Module):
 def randn(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     """Standard normal float32 numbers, drawn on the generator's device and moved to `device`."""
     return moved(torch.randn(shape, generator=generator, device=generator.device), device)
+
+
+def stratified(num: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+    """`num` numbers in [0, 1], one uniform in each of `num` equal parts, in random order [num].
+
+    Leaves expectations as they are and lowers their variance (Kingma 2021, appendix I.1).
+    """
+    parts = torch.randperm(num, generator=generator)
+    return ((parts + torch.rand(num, generator=generator, dtype=dtype)) / num).clamp(1e-9, 1 - 1e-9)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

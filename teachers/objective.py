@@ -1,19 +1,15 @@
-"""The teacher's training objective (Ho 2020, algorithm 1) for epsilon and v prediction."""
+"""The teacher's training objective (Ho 2020, algorithm 1), whatever the network predicts."""
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, moved, randn
+from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, moved, randn, stratified
 from fewstep.teachers.schedule import vp_sigmas
 
 
 class DDPMObjective(Objective):
-    """Mean squared error of the predicted epsilon or v at uniformly drawn timesteps.
-
-    The timesteps of a batch are stratified: one in each of B equal parts of [0, T), in random order, which
-    leaves the expectation as it is and lowers the variance (Kingma 2021, appendix I.1).
-    """
+    """Mean squared error of the predicted epsilon, v or x0 at uniform timesteps, stratified over the batch."""
 
     cost = Evaluations(student=1)
     sigmas: Tensor
@@ -29,12 +25,13 @@ class DDPMObjective(Objective):
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
         x_0 = batch.images
         num, device = len(x_0), x_0.device
-        strata = torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)
         total: int = self.scheduler.config["num_train_timesteps"]
-        timesteps = moved((strata / num * total).long().clamp(max=total - 1), device)
+        position = stratified(num, generator, torch.float32) * total
+        timesteps = moved(position.long().clamp(max=total - 1), device)
         eps = randn(tuple(x_0.shape), generator, device)
         x_t = self.scheduler.add_noise(x_0, eps, timesteps)  # type: ignore[arg-type]
-        target = eps if self.prediction == "epsilon" else self.scheduler.get_velocity(x_0, eps, timesteps)  # type: ignore[arg-type]
+        v = self.scheduler.get_velocity(x_0, eps, timesteps)  # type: ignore[arg-type]
+        target = {"epsilon": eps, "v_prediction": v, "sample": x_0}[self.prediction]
         output = self.network(x_t, timesteps).sample.float()
         loss = (output - target).square().mean(dim=(1, 2, 3))
         return LossTerms(loss=loss, sigma=self.sigmas[timesteps])

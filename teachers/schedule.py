@@ -10,6 +10,16 @@ def vp_sigmas(alphas_cumprod: Tensor) -> Tensor:
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
 
+ZERO_SNR_SIGMA = 2.0**20
+"""Stands for the infinite last level of zero terminal SNR (Lin 2023): in float32 x/sqrt(1 + sigma^2) is eps there."""
+
+
+def vp_table(alphas_cumprod: Tensor) -> Tensor:
+    """`vp_sigmas` with an infinite last entry as 2^20, finite float64 [T] ascending."""
+    sigmas = vp_sigmas(alphas_cumprod)
+    return torch.where(sigmas.isinf(), ZERO_SNR_SIGMA, sigmas)
+
+
 def timestep_of_sigma(sigma: Tensor, sigmas: Tensor) -> Tensor:
     """The continuous timestep t(sigma) of a table, [B] in sigma's dtype: linear in ln sigma, clamped to [0, T-1].
 

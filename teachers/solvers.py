@@ -1,132 +1,178 @@
-"""Sampling from a teacher: DDPM, DDIM, DPM-Solver++, UniPC and Heun. Each returns images [B,C,H,W] in [-1, 1].
+"""Sampling from a Denoiser: DDPM, DDIM, DPM-Solver++, UniPC and Heun, as functions of it in sigma.
 
-`draw` gives one standard normal [B,C,H,W] a call; the deterministic solvers call it once.
+`SOLVERS` lists them by name. `draw` gives one standard normal [B,C,H,W] a call; the deterministic solvers call it once.
+Images come out [B,C,H,W] in the range of the denoiser's space. A level above the denoiser's table is taken as its top.
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import cast
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
-from fewstep.teachers.denoiser import VPDenoiser
-from fewstep.teachers.interfaces import Denoiser, per_image
-from fewstep.teachers.schedule import karras_sigmas
+from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space, per_image
+from fewstep.teachers.schedule import karras_sigmas, vp_table
 
 Draw = Callable[[], Tensor]
+Sample = Callable[[Denoiser, Draw, Condition], Tensor]
 
 
-def ddpm_timesteps(teacher: VPDenoiser, steps: int) -> list[int]:
-    """The integer timesteps of `steps` equal strides over the training schedule, first to last."""
-    total: int = teacher.scheduler.config["num_train_timesteps"]
-    return [index * (total // steps) for index in range(steps)][::-1]
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A solver at a number of steps in a space: its timesteps or noise levels, and its evaluations for one image."""
+
+    schedule: list[float]
+    nfe: int
+    function: Callable[[Denoiser, Any, Draw, Condition], Tensor]
+    course: Any
+    """What the function goes along: noise levels, or a scheduler."""
+
+    def sample(self, denoiser: Denoiser, draw: Draw, condition: Condition = NONE) -> Tensor:
+        """Images of a denoiser in that space."""
+        return self.function(denoiser, self.course, draw, condition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """A way to sample. `stock` is the diffusers scheduler that takes its part in a stock pipeline."""
+
+    label: str
+    stock: Any
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the scheduler; of those that diffusers steps for us."""
+    ours: Callable[[Space, int], Planned] | None = None
+
+    def plan(self, space: Space, steps: int) -> Planned:
+        """The solver at `steps` steps."""
+        return self.ours(space, steps) if self.ours else plan_scheduled(self, space, steps)
 
 
 @torch.inference_mode()
-def sample_ddpm(teacher: VPDenoiser, steps: int, draw: Draw) -> Tensor:
-    """Ancestral sampling with the posterior's own variance (Ho 2020, algorithm 2 and eqs. 6-7).
+def sample_ddpm(denoiser: Denoiser, sigmas: Tensor, draw: Draw, condition: Condition = NONE) -> Tensor:
+    """Ancestral sampling down `sigmas` with the posterior's own variance (Ho 2020, algorithm 2 and eqs. 6-7), in sigma:
 
-    The same arithmetic as the stock DDPMPipeline (`fixed_small`, x0 clipped where the schedule says so).
+    x' = D + (s'/s)^2*(x - D) + s'*sqrt(1 - (s'/s)^2)*z, which is the stock DDPMPipeline's step with `fixed_small`.
     """
-    scheduler, unet = teacher.scheduler, teacher.unet
-    timesteps = ddpm_timesteps(teacher, steps)
-    x = draw()
-    for index, t in enumerate(timesteps):
-        abar = scheduler.alphas_cumprod[t]
-        last = index + 1 == len(timesteps)
-        abar_next = scheduler.one if last else scheduler.alphas_cumprod[timesteps[index + 1]]
-        alpha = abar / abar_next
-        output = unet(x, torch.full((len(x),), t, device=x.device)).sample[:, : teacher.shape[0]].float()
-        x_0 = _x_0(output, x, abar, teacher.prediction)
-        if scheduler.config["clip_sample"]:
-            x_0 = x_0.clamp(-scheduler.config["clip_sample_range"], scheduler.config["clip_sample_range"])
-        x = abar_next.sqrt() * (1 - alpha) / (1 - abar) * x_0 + alpha.sqrt() * (1 - abar_next) / (1 - abar) * x
-        if not last:
-            variance = ((1 - abar_next) / (1 - abar) * (1 - alpha)).clamp(min=1e-20)
-            x = x + variance.sqrt() * draw()
-    return x.clamp(-1, 1)
-
-
-def _x_0(output: Tensor, x_vp: Tensor, abar: Tensor, prediction: str) -> Tensor:
-    # In VP terms, not through sigma: v prediction then holds at abar = 0, a schedule of zero terminal SNR.
-    if prediction == "epsilon":
-        return (x_vp - (1 - abar).sqrt() * output) / abar.sqrt()
-    if prediction == "v_prediction":
-        return abar.sqrt() * x_vp - (1 - abar).sqrt() * output
-    return output
-
-
-def ddim_scheduler(teacher: VPDenoiser, steps: int) -> DDIMScheduler:
-    """DDIM at its best: trailing timesteps, so that it starts at pure noise, and a final sigma of zero."""
-    config = teacher.scheduler.config
-    made = DDIMScheduler.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True)
-    scheduler = cast(DDIMScheduler, made)
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def dpmsolver_scheduler(teacher: VPDenoiser, steps: int) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++(2M) (Lu 2022) with trailing timesteps and a final sigma of zero."""
-    made = DPMSolverMultistepScheduler.from_config(
-        teacher.scheduler.config,
-        algorithm_type="dpmsolver++",
-        timestep_spacing="trailing",
-        final_sigmas_type="zero",
-    )
-    scheduler = cast(DPMSolverMultistepScheduler, made)
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def unipc_scheduler(teacher: VPDenoiser, steps: int) -> UniPCMultistepScheduler:
-    """UniPC of order 2 (Zhao 2023, B2 variant) with trailing timesteps and a final sigma of zero."""
-    made = UniPCMultistepScheduler.from_config(
-        teacher.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero"
-    )
-    scheduler = cast(UniPCMultistepScheduler, made)
-    scheduler.set_timesteps(steps)
-    return scheduler
+    x = draw() * (1 + float(sigmas[0]) ** 2) ** 0.5
+    for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
+        x_0 = denoiser.space.clamped(denoiser(x, torch.full((len(x),), sigma, device=x.device), condition))
+        kept = (sigma_next / sigma) ** 2
+        x = x_0 + kept * (x - x_0)
+        if sigma_next:
+            x = x + sigma_next * (1 - kept) ** 0.5 * draw()
+    return denoiser.space.clamped(x)
 
 
 @torch.inference_mode()
-def sample_scheduler(
-    teacher: VPDenoiser,
-    scheduler: DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler,
-    draw: Draw,
-) -> Tensor:
-    """Run a diffusers scheduler whose timesteps are set; it must be deterministic."""
-    scheduler = copy.deepcopy(scheduler)  # it holds the state of a call, and calls may overlap
-    x = draw() * scheduler.init_noise_sigma
-    scheduler.set_timesteps(len(scheduler.timesteps))
-    for t in scheduler.timesteps:
-        output = teacher.unet(scheduler.scale_model_input(x, int(t)), t.to(x.device)).sample[:, : teacher.shape[0]]
-        x = scheduler.step(output.float(), t, x, return_dict=False)[0]  # type: ignore[arg-type]
-    return x.clamp(-1, 1)
-
-
-def heun_sigmas(teacher: Denoiser, steps: int) -> Tensor:
-    """The Karras grid (rho 7) over the teacher's own range, float64 [steps]; a last step to 0 follows it."""
-    return karras_sigmas(steps, max(teacher.sigma_min, 0.002), min(teacher.sigma_max, 80.0))
-
-
-@torch.inference_mode()
-def sample_heun(teacher: Denoiser, steps: int, draw: Draw) -> Tensor:
-    """Heun's second-order method on the probability-flow ODE (Karras 2022, algorithm 1): 2*steps - 1 evaluations."""
-    sigmas = [*heun_sigmas(teacher, steps).tolist(), 0.0]
-    x = draw() * sigmas[0]
-    for sigma, sigma_next in pairwise(sigmas):
-        slope = ode_slope(teacher, x, torch.full((len(x),), sigma, device=x.device))
+def sample_heun(denoiser: Denoiser, sigmas: Tensor, draw: Draw, condition: Condition = NONE) -> Tensor:
+    """Heun's second-order method on the probability-flow ODE down `sigmas` and to 0 (Karras 2022, algorithm 1)."""
+    x = draw() * float(sigmas[0])
+    for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
+        slope = ode_slope(denoiser, x, torch.full((len(x),), sigma, device=x.device), condition)
         x_next = x + (sigma_next - sigma) * slope
         if sigma_next > 0:
-            slope_next = ode_slope(teacher, x_next, torch.full((len(x),), sigma_next, device=x.device))
+            slope_next = ode_slope(denoiser, x_next, torch.full((len(x),), sigma_next, device=x.device), condition)
             x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
         x = x_next
-    return x.clamp(-1, 1)
+    return denoiser.space.clamped(x)
 
 
-def ode_slope(teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+@torch.inference_mode()
+def sample_scheduled(denoiser: Denoiser, scheduler: Any, draw: Draw, condition: Condition = NONE) -> Tensor:  # noqa: ANN401
+    """A deterministic diffusers scheduler whose timesteps are set; it is stepped with the denoiser's x0 in VP terms."""
+    scheduler = copy.deepcopy(scheduler)  # it holds the state of a call, and calls may overlap
+    table = vp_table(scheduler.alphas_cumprod)
+    x = draw() * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        sigma = float(table[int(t)])
+        x_sigma = scheduler.scale_model_input(x, int(t)) * (1 + sigma**2) ** 0.5
+        x_0 = denoiser(x_sigma, torch.full((len(x),), sigma, device=x.device), condition)
+        x = scheduler.step(x_0, t, x, return_dict=False)[0]
+    return denoiser.space.clamped(x)
+
+
+def ode_slope(denoiser: Denoiser, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
     """dx/dsigma = (x - D(x; sigma)) / sigma of the probability-flow ODE, [B,C,H,W] (Karras 2022, eq. 3)."""
-    return (x - teacher.denoise(x, sigma, labels)) / per_image(sigma)
+    return (x - denoiser(x, sigma, condition)) / per_image(sigma)
+
+
+def levels(space: Space) -> Tensor:
+    """The space's table, float64 [T]; of a continuous model 1,000 levels over its range, equal steps of ln sigma."""
+    if space.table is not None:
+        return space.table
+    ends = torch.tensor([space.sigma_min, space.sigma_max], dtype=torch.float64).log()
+    return torch.linspace(float(ends[0]), float(ends[1]), 1000, dtype=torch.float64).exp()
+
+
+def stock_scheduler(solver: Solver, space: Space) -> Any:  # noqa: ANN401 - the schedulers share no base class
+    """The solver's diffusers scheduler over the levels of a space, fed with x0.
+
+    Its timesteps are trailing, so that it starts at pure noise, and its last step goes to sigma = 0.
+    """
+    table = levels(space)
+    options: dict[str, Any] = {"prediction_type": "sample", "timestep_spacing": "trailing"} | solver.options
+    if solver.stock is DDIMScheduler:
+        top = max(map(abs, space.clamp)) if space.clamp else 1.0
+        options |= {"clip_sample": space.clamp is not None, "clip_sample_range": top}
+    scheduler = solver.stock(num_train_timesteps=len(table), **options)
+    scheduler.alphas_cumprod = (1 / (1 + table**2)).float()
+    return scheduler
+
+
+def plan_scheduled(solver: Solver, space: Space, steps: int) -> Planned:
+    """A solver that diffusers steps."""
+    scheduler = stock_scheduler(solver, space)
+    scheduler.set_timesteps(steps)
+    return Planned(
+        schedule=scheduler.timesteps.double().tolist(),
+        nfe=steps,
+        function=sample_scheduled,
+        course=scheduler,
+    )
+
+
+def plan_ddpm(space: Space, steps: int) -> Planned:
+    """DDPM at `steps` equal strides over the schedule, as the stock pipeline takes them."""
+    table = levels(space)
+    timesteps = [index * (len(table) // steps) for index in range(steps)][::-1]
+    sigmas = table[timesteps]
+    return Planned(
+        schedule=[float(t) for t in timesteps],
+        nfe=steps,
+        function=sample_ddpm,
+        course=sigmas,
+    )
+
+
+def plan_heun(space: Space, steps: int) -> Planned:
+    """Heun on the Karras grid (rho 7) over the space's range, at most 0.002 to 80; a last step to 0 follows it."""
+    sigmas = karras_sigmas(steps, max(space.sigma_min, 0.002), min(space.sigma_max, 80.0))
+    return Planned(
+        schedule=sigmas.tolist(),
+        nfe=2 * steps - 1,
+        function=sample_heun,
+        course=sigmas,
+    )
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddpm": Solver(label="DDPM", stock=DDPMScheduler, ours=plan_ddpm),
+    "ddim": Solver(label="DDIM", stock=DDIMScheduler, options={"set_alpha_to_one": True}),
+    "dpmsolver++": Solver(
+        label="DPM-Solver++",
+        stock=DPMSolverMultistepScheduler,
+        options={"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
+    ),
+    "unipc": Solver(label="UniPC", stock=UniPCMultistepScheduler, options={"final_sigmas_type": "zero"}),
+    "heun": Solver(label="Heun", stock=HeunDiscreteScheduler, ours=plan_heun),
+}

@@ -1,4 +1,4 @@
-"""The two parts of a stock diffusers folder, unet/ and scheduler/, read with every fault as one line."""
+"""The parts of a stock diffusers folder, unet/ and scheduler/, read with every fault as one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,20 +49,17 @@ def check_numbers(where: Path, value: Any, key: str = "") -> None:  # noqa: ANN4
             raise UserError(f"{where}: {key}", value, f"is larger than {most:,}")
 
 
-def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tuple[UNet2DModel, Scheduler]:
-    """An unconditional UNet2DModel and its scheduler from a folder or hub id, whose `role` the errors name.
+def load_unet(source: str, role: str) -> UNet2DModel:
+    """An unconditional UNet2DModel from a folder or hub id, whose `role` the errors name.
 
     Raises UserError for files that are absent, malformed or damaged, for weights that are no safetensors or not
     exactly the network's, for class-conditional networks and for images without a size.
     """
-    if Path(source).is_dir():
-        for name in ("unet/config.json", "scheduler/scheduler_config.json"):
-            check_numbers(Path(source) / name, read_json(Path(source) / name, {}))
+    _check_config(source, "unet/config.json")
     with unreadable(source, f"cannot be loaded as a {role}"), quiet():
         loaded: Any = UNet2DModel.from_pretrained(
             source, subfolder="unet", use_safetensors=True, output_loading_info=True
         )
-        scheduler = cast(Scheduler, scheduler_class.from_pretrained(source, subfolder="scheduler"))
     unet, info = loaded
     if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
         raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
@@ -74,4 +71,16 @@ def load_parts(source: str, scheduler_class: type[Scheduler], role: str) -> tupl
     if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):
         raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
     unet.register_to_config(_name_or_path="")  # where it was read: a copy that is saved elsewhere needs no such path
-    return unet, scheduler
+    return unet
+
+
+def load_scheduler(source: str, kind: type[Scheduler], role: str) -> Scheduler:
+    """A scheduler of a class from a folder or hub id; UserError where it is absent, malformed or damaged."""
+    _check_config(source, "scheduler/scheduler_config.json")
+    with unreadable(source, f"cannot be loaded as a {role}"), quiet():
+        return cast(Scheduler, kind.from_pretrained(source, subfolder="scheduler"))
+
+
+def _check_config(source: str, name: str) -> None:
+    if Path(source).is_dir():
+        check_numbers(Path(source) / name, read_json(Path(source) / name, {}))

@@ -16,7 +16,7 @@ from fewstep.pipeline.config.checks import choice, distinct, entries, flag, numb
 Extractor = Literal["digits-cnn", "inception", "dinov2"]
 Decay = Literal["constant", "cosine", "linear"]
 Precision = Literal["fp32", "bf16"]
-Prediction = Literal["v_prediction", "epsilon"]
+Prediction = Literal["v_prediction", "epsilon", "sample"]
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 ObjectiveName = Literal["cd", "ect"]
 
@@ -170,6 +170,7 @@ class StudentConfig:
     sigma_max: Annotated[float, "largest noise level"] = 80.0
     doublings: Annotated[int, "how often the pairs of noise levels come twice as close over the run"] = 6
     refit_steps: Annotated[int, "optimizer steps that refit the time embedding before distillation"] = 4000
+    regression_kimg: Annotated[float, "length of the regression onto a teacher that cannot be folded"] = 20.0
     search_images: Annotated[int, "images per noise level in the search for the two-step call (8 levels)"]
     train: TrainConfig
 
@@ -183,6 +184,7 @@ class StudentConfig:
             )
         whole("student.doublings", self.doublings, least=0, most=30)
         whole("student.refit_steps", self.refit_steps, least=0)
+        number("student.regression_kimg", self.regression_kimg, least=0)
         whole("student.search_images", self.search_images, least=2, most=2**20 - 1)
         section("student.train", self.train, TrainConfig).check("student.train")
 

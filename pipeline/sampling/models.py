@@ -1,8 +1,6 @@
 """Teachers under a solver and students at some number of steps, as Samplers that evaluation can measure."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,60 +10,46 @@ from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
 from fewstep.pipeline.config.schema import parse_sampler
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
-from fewstep.teachers.denoiser import VPDenoiser
-from fewstep.teachers.solvers import (
-    Draw,
-    ddim_scheduler,
-    ddpm_timesteps,
-    dpmsolver_scheduler,
-    heun_sigmas,
-    sample_ddpm,
-    sample_heun,
-    sample_scheduler,
-    unipc_scheduler,
-)
+from fewstep.teachers.interfaces import Condition
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.solvers import SOLVERS, Sample
 
 
-def prepare_to_sample(network: torch.nn.Module) -> None:
-    """Put a network's weights into channels_last memory, in which convolutions are faster, and let it be cancelled."""
-    network.to(memory_format=torch.channels_last)
-    network.register_forward_pre_hook(stop_if_cancelled)
+def prepare_to_sample(model: torch.nn.Module) -> None:
+    """Put a model's weights into channels_last memory, in which convolutions are faster, and let it be cancelled."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.register_forward_pre_hook(stop_if_cancelled)
 
 
 class ModelSampler:
-    """A network with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
-
-    num_classes: int | None = None
+    """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
 
     def __init__(
-        self,
-        name: str,
-        label: str,
-        network: torch.nn.Module,
-        shape: tuple[int, int, int],
-        nfe: int,
-        schedule: list[float],
-        function: Callable[[Draw], Tensor],
+        self, name: str, label: str, model: Preconditioned, nfe: int, schedule: Sequence[float], sample: Sample
     ) -> None:
         self.name, self.label, self.kind = name, label, name.partition("@")[0]
-        self.nfe, self.schedule, self.shape = nfe, schedule, shape
-        self.network_parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._function, self._device = function, next(network.parameters()).device
+        self.nfe, self.schedule = nfe, schedule
+        self.shape, self.num_classes = model.space.shape, model.space.num_classes
+        self.network_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._model, self._sample = model, sample
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
-        """Images [B,C,H,W] in [-1, 1] on the network's device; `labels` is not used."""
-        return self._function(lambda: noise.draw().to(self._device))
+        """Images [B,C,H,W] in [-1, 1] on the model's device; an unconditional model ignores `labels`."""
+        device = self._model.device
+        condition = Condition(labels=None if labels is None else labels.to(device))
+        return self._sample(self._model, lambda: noise.draw().to(device), condition)
 
 
-def build_sampler(name: str, teacher: VPDenoiser | None, student: ConsistencyModel | None) -> ModelSampler:
+def build_sampler(name: str, teacher: Preconditioned | None, student: ConsistencyModel | None) -> ModelSampler:
     """The sampler that `name` stands for: teacher@ddim:50, student@2, and so on (`Config.eval.samplers`)."""
     kind, solver, steps = parse_sampler(name)
     if kind == "student":
         assert student is not None
         return student_sampler(student, steps)
     assert teacher is not None
-    label, nfe, schedule, function = SOLVERS[solver](teacher, steps)
-    return ModelSampler(name, label, teacher.unet, teacher.shape, nfe, schedule, function)
+    planned = SOLVERS[solver].plan(teacher.space, steps)
+    label = f"Teacher, {SOLVERS[solver].label}, {steps} steps"
+    return ModelSampler(name, label, teacher, planned.nfe, planned.schedule, planned.sample)
 
 
 def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] | None = None) -> ModelSampler:
@@ -76,45 +60,13 @@ def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] |
     most = student.grid.num_train_timesteps - 1
     if sigmas is None and not 1 <= steps <= most:
         raise UserError("steps", steps, f"this student makes 1 to {most} steps")
-    sigmas = sigmas or student.step_sigmas(steps)
+    levels = sigmas or student.step_sigmas(steps)
     label = f"Student, {steps} step{'s' if steps > 1 else ''}"
     return ModelSampler(
         f"student@{steps}",
         label,
         student,
-        student.shape,
         steps,
-        sigmas,
-        lambda draw: sample_consistency(student, sigmas, draw),
+        levels,
+        lambda model, draw, condition: sample_consistency(model, levels, draw, condition),
     )
-
-
-Built = tuple[str, int, list[float], Callable[[Draw], Tensor]]
-
-
-def _ddpm(teacher: VPDenoiser, steps: int) -> Built:
-    timesteps = [float(t) for t in ddpm_timesteps(teacher, steps)]
-    return f"Teacher, DDPM, {steps} steps", steps, timesteps, lambda draw: sample_ddpm(teacher, steps, draw)
-
-
-def _scheduled(name: str, make: Callable[[VPDenoiser, int], Any], teacher: VPDenoiser, steps: int) -> Built:
-    """A deterministic diffusers scheduler."""
-    scheduler = make(teacher, steps)
-    timesteps = scheduler.timesteps.double().tolist()
-    label = f"Teacher, {name}, {steps} steps"
-    return label, steps, timesteps, lambda draw: sample_scheduler(teacher, scheduler, draw)
-
-
-def _heun(teacher: VPDenoiser, steps: int) -> Built:
-    sigmas = heun_sigmas(teacher, steps).tolist()
-    label = f"Teacher, Heun, {steps} steps"
-    return label, 2 * steps - 1, sigmas, lambda draw: sample_heun(teacher, steps, draw)
-
-
-SOLVERS: dict[str, Callable[[VPDenoiser, int], Built]] = {
-    "ddpm": _ddpm,
-    "ddim": partial(_scheduled, "DDIM", ddim_scheduler),
-    "dpmsolver++": partial(_scheduled, "DPM-Solver++", dpmsolver_scheduler),
-    "unipc": partial(_scheduled, "UniPC", unipc_scheduler),
-    "heun": _heun,
-}

@@ -25,12 +25,13 @@ from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages, pixels_sha256
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
-from fewstep.pipeline.sampling.models import SOLVERS, ModelSampler, build_sampler, prepare_to_sample, student_sampler
+from fewstep.pipeline.sampling.models import ModelSampler, build_sampler, prepare_to_sample, student_sampler
 from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
+from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
 
 FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
@@ -120,8 +121,8 @@ def _sampler(
     label = _label(path)
     if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
-        prepare_to_sample(teacher.unet)
-        if steps > teacher.scheduler.config["num_train_timesteps"]:
+        prepare_to_sample(teacher)
+        if steps > len(levels(teacher.space)):
             raise UserError(text, steps, "are more steps than its schedule has")
         return _named(build_sampler(f"teacher@{solver}:{steps}", teacher, None), text, label)
     if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:

@@ -44,7 +44,7 @@ Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) a
 
 def model_card(config: Config, model: ConsistencyModel, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
-    channels, height, width = model.shape
+    channels, height, width = model.space.shape
     count = model.grid.num_train_timesteps
     steps = [n for n in (1, 2, 4, 8) if n < count]
     rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
@@ -61,7 +61,7 @@ def model_card(config: Config, model: ConsistencyModel, facts: dict[str, Any]) -
         round_trip=max(facts["round_trip"].values()),
         sigma_min=model.sigma_min,
         sigma_max=model.sigma_max,
-        sigma_data=model.sigma_data,
+        sigma_data=model.scaling.sigma_data,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=config.data.source,
         split=config.data.split,

@@ -50,7 +50,9 @@ class RunContext:
         kept = read_json(path, {}) if path.exists() else {}
         return kept if kept.get("config") == self.config.to_dict()["data"] else None
 
-    def training_job(self, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+    def training_job(
+        self, title: str, config: TrainConfig, config_hash: str, checkpoints: str | None = None
+    ) -> TrainingJob:
         """The training part of a stage, with its places in the run folder."""
         return TrainingJob(
             title=title,
@@ -60,7 +62,7 @@ class RunContext:
             config=config,
             seed=self.config.seed,
             config_hash=config_hash,
-            checkpoints=self.folder / "checkpoints" / title,
+            checkpoints=self.folder / "checkpoints" / (checkpoints or title),
             log=self.folder / "logs" / f"{title}.jsonl",
             tensorboard=self.folder / "logs" / "tensorboard" / title,
         )

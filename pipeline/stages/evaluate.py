@@ -28,8 +28,8 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     extractor = load_extractor(config.extractor, config.extractor_weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
     student = load_student(run.folder / "student", run.device)
-    for network in (teacher.unet, student):
-        prepare_to_sample(network)
+    for model in (teacher, student):
+        prepare_to_sample(model)
     samplers = [build_sampler(name, teacher, student) for name in config.samplers]
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "

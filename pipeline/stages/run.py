@@ -73,9 +73,6 @@ class Run(RunContext):
         config = self.config
         if until == "teacher":
             return
-        if config.teacher.source == "train" and config.teacher.prediction != "v_prediction":
-            remedy = "an epsilon teacher can be trained and sampled (fewstep train-teacher); distil a v_prediction one"
-            raise UserError("teacher.prediction", config.teacher.prediction, remedy)
         if not (self.folder / "eval" / MANIFEST).exists():
             shape = tuple(self.data_facts["shape"])
             check_extractor(config.eval.extractor, config.eval.extractor_weights, shape)

@@ -1,18 +1,20 @@
 """The teacher stage: train a DDPM teacher, or take one from elsewhere."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers import UNet2DModel
 
 from fewstep.errors import UserError
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.loop import train
 from fewstep.pipeline.training.randomness import key
 from fewstep.progress import say
-from fewstep.teachers.load import load_teacher, save_teacher
+from fewstep.teachers.load import ddpm_model, read_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler, build_unet
 from fewstep.teachers.objective import DDPMObjective
+from fewstep.teachers.solvers import levels
 
 
 def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
@@ -20,13 +22,13 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     config = run.config.teacher
     if config.source != "train":
         say(f"teacher: loading {config.source}")
-        teacher = load_teacher(config.source)
-        made, needed = ("x".join(map(str, shape)) for shape in (teacher.shape, run.data.images.shape[1:]))
+        teacher, scheduler = read_teacher(config.source)
+        made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.images.shape[1:]))
         if made != needed:
             remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
             raise UserError("teacher.source", config.source, remedy)
-        run.config.check_steps(teacher.scheduler.config["num_train_timesteps"])
-        save_teacher(teacher.unet, teacher.scheduler, stage)
+        run.config.check_steps(len(levels(teacher.space)))
+        save_teacher(teacher, scheduler, stage)
         return {"source": config.source}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
     network = config.network
@@ -47,5 +49,6 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
     job = run.training_job("teacher", config.train, config_hash)
     average = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision))
-    save_teacher(average.cpu().to(memory_format=torch.contiguous_format), scheduler, stage)  # type: ignore[arg-type]
+    unet = cast(UNet2DModel, average.cpu().to(memory_format=torch.contiguous_format))
+    save_teacher(ddpm_model(unet, scheduler), scheduler, stage)
     return {"network_parameters": parameters}

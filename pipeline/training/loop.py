@@ -21,7 +21,7 @@ from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals
 from fewstep.progress import ProgressLine, say
-from fewstep.teachers.interfaces import Batch, Objective, Progress, moved
+from fewstep.teachers.interfaces import Batch, Condition, Objective, Progress, moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class TrainingJob:
             coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
             images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
         labels = None if self.labels is None else moved(self.labels[indices], device)
-        return Batch(images=images, labels=labels)
+        return Batch(images=images, condition=Condition(labels=labels))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant, or a cosine or straight line down to zero at the end."""
@@ -66,16 +66,16 @@ class TrainingJob:
 
 
 def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> nn.Module:
-    """Train `objective.network` to the end of the job, from its newest checkpoint; returns the averaged network."""
+    """Train an objective to the end of the job, from its newest checkpoint; returns the average of `averaged()`."""
     config = job.config
     if config.slices % accelerator.num_processes:
         remedy = f"must be a multiple of the number of processes, {accelerator.num_processes}"
         raise UserError(f"{job.title}.train.slices", config.slices, remedy)
     objective.to(accelerator.device).train()
-    ema = EMA(objective.network, config.ema_halflife_kimg)
+    ema = EMA(objective.averaged(), config.ema_halflife_kimg)
     fused = _is_fused(accelerator.device)
     optimizer = torch.optim.AdamW(
-        objective.network.parameters(),
+        objective.parameter_groups(),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -138,10 +138,10 @@ class _Training:
             for step in range(start, total):
                 progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = job.learning_rate(step)
+                    group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
                 extra = self.step(progress)
                 done = step + 1
-                self.ema.update(objective.network, done * config.batch_size, config.batch_size)
+                self.ema.update(objective.averaged(), done * config.batch_size, config.batch_size)
                 objective.update(progress)
                 stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
                 logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
@@ -155,7 +155,9 @@ class _Training:
                         rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
                         record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                         record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                        self.log.write(record | {"seconds": seconds} | extra)
+                        self.log.write(
+                            record | {"seconds": seconds} | {name: float(value) for name, value in extra.items()}
+                        )
                         line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 if self.log and (saves or stop):
                     self.log.sync()
@@ -165,13 +167,13 @@ class _Training:
                     self.pending.number = stop
                     self.pending.leave()
 
-    def step(self, progress: Progress) -> dict[str, float]:
+    def step(self, progress: Progress) -> dict[str, Tensor]:
         """One optimizer step over this process's slices; returns what the objective logs."""
         job, accelerator = self.job, self.accelerator
         per_process = job.config.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
         losses: list[Tensor] = []
-        extra: dict[str, float] = {}
+        extra: dict[str, Tensor] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
             torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))

@@ -13,22 +13,28 @@ if TYPE_CHECKING:
 
 
 class CD(Section):
-    """Consistency distillation (Song 2023, algorithm 2): one Heun step of the teacher's ODE, on ECT's pairs."""
+    """Consistency distillation (Song 2023, algorithm 2): one step of the teacher's ODE from t to r."""
 
     name: Literal["cd"] = "cd"
-    doublings: int = Field(6, ge=0, le=30, description="how often the pairs of noise levels come twice as close")
+    solver: Literal["heun", "euler"] = Field("heun", description="step of the teacher's ODE: 2 evaluations or 1")
+    grid: int | None = Field(
+        None, ge=2, le=10_000, description="pairs are neighbours on a Karras grid of so many points; null: ECT's pairs"
+    )
+    doublings: int = Field(6, ge=0, le=30, description="how often ECT's pairs come twice as close over training")
 
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
-        """The objective that trains `student` in place; `teacher` is evaluated twice an image."""
-        from fewstep.students.bridges import heun_bridge
+        """The objective that trains `student` in place."""
+        from fewstep.students.bridges import euler_bridge, heun_bridge
         from fewstep.students.objective import ConsistencyObjective, pseudo_huber
-        from fewstep.students.pairs import ECTPairs
+        from fewstep.students.pairs import ECTPairs, KarrasPairs
         from fewstep.teachers.interfaces import Evaluations
 
+        bridge, evaluations = (heun_bridge, 2) if self.solver == "heun" else (euler_bridge, 1)
+        ends = {"sigma_min": student.sigma_min, "sigma_max": student.sigma_max}
         return ConsistencyObjective(
             student,
-            pairs=ECTPairs(student.space, doublings=self.doublings),
-            bridge=heun_bridge(teacher),
+            pairs=KarrasPairs(**ends, num=self.grid) if self.grid else ECTPairs(**ends, doublings=self.doublings),
+            bridge=bridge(teacher),
             distance=pseudo_huber(1e-8),
-            cost=Evaluations(student=1, target=1, teacher=2),
+            cost=Evaluations(student=1, target=1, teacher=evaluations),
         )

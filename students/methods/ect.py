@@ -27,7 +27,7 @@ class ECT(Section):
 
         return ConsistencyObjective(
             student,
-            pairs=ECTPairs(student.space, doublings=self.doublings),
+            pairs=ECTPairs(sigma_min=student.sigma_min, sigma_max=student.sigma_max, doublings=self.doublings),
             bridge=data_bridge,
             distance=pseudo_huber(1e-8),
             cost=Evaluations(student=1, target=1),

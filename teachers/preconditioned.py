@@ -1,0 +1,37 @@
+"""The one shape of every model: a network, a scaling, a space."""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.teachers.interfaces import NONE, Condition, Space, per_image
+from fewstep.teachers.scaling import Scaling
+
+
+class Preconditioned(nn.Module):
+    """D(x; sigma) = c_skip*x + c_out*F(c_in*x, c_noise) of a diffusers network: a teacher, a student, the next teacher.
+
+    Of an output with more channels than images (a learned variance) the first are used.
+    """
+
+    def __init__(self, network: nn.Module, scaling: Scaling, space: Space) -> None:
+        super().__init__()
+        self.network, self.scaling, self.space = network, scaling, space
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
+        """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B]; not clamped."""
+        c_skip, c_out, c_in, c_noise = self.scaling(sigma)
+        labels = {} if self.space.num_classes is None else {"class_labels": condition.labels}
+        raw = self.network(per_image(c_in) * x, c_noise, **labels).sample[:, : self.space.shape[0]].float()
+        return per_image(c_skip) * x + per_image(c_out) * raw
+
+    def clone(self) -> Self:
+        """A copy with weights of its own."""
+        return copy.deepcopy(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device

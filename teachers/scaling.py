@@ -1,0 +1,171 @@
+"""Scalings: how a network's output becomes a denoiser. `SCALINGS` is the list of what is supported.
+
+D(x; sigma) = c_skip*x + c_out*F(c_in*x, c_noise), x = x0 + sigma*eps (Karras 2022, eq. 7). Each scaling is a frozen
+dataclass with a JSON form: `scaling_from_json(scaling_to_json(s))` is the same function.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.files import check_form
+from fewstep.teachers.schedule import timestep_of_sigma
+
+
+class Factors(NamedTuple):
+    """The four numbers of each image, [B] each; c_noise is what the network reads as its timestep."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Scaling(Protocol):
+    """What a `Preconditioned` network is scaled by."""
+
+    name: ClassVar[str]
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """The factors at noise levels sigma [B], in its dtype and on its device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A network under a discrete variance-preserving schedule: it sees x/sqrt(1 + sigma^2) and the timestep t(sigma).
+
+    table: the ascending sigmas of the schedule, finite, float64 [T]. Below its smallest sigma t = 0 is used, above its
+    largest T - 1.
+    """
+
+    table: Tensor = field(compare=False)
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """t(sigma) [B], linear in ln sigma between the table's entries."""
+        if sigma.device not in self._copies:  # once: to move it each time is to wait for the device
+            self._copies[sigma.device] = self.table.to(sigma.device)
+        return timestep_of_sigma(sigma, self._copies[sigma.device])
+
+
+@dataclass(frozen=True)
+class Epsilon(Discrete):
+    """The network predicts the noise (Ho 2020): D = x - sigma*F."""
+
+    name: ClassVar[str] = "epsilon"
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        return Factors(torch.ones_like(sigma), -sigma, 1 / (1 + sigma**2).sqrt(), self.timestep(sigma))
+
+
+@dataclass(frozen=True)
+class VPrediction(Discrete):
+    """The network predicts v = (eps - sigma*x0)/sqrt(1 + sigma^2) (Salimans & Ho 2022, appendix D)."""
+
+    name: ClassVar[str] = "v_prediction"
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        c_in = 1 / (1 + sigma**2).sqrt()
+        return Factors(c_in**2, -sigma * c_in, c_in, self.timestep(sigma))
+
+
+@dataclass(frozen=True)
+class Sample(Discrete):
+    """The network predicts x0 itself."""
+
+    name: ClassVar[str] = "sample"
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        return Factors(torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma**2).sqrt(), self.timestep(sigma))
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Karras 2022, table 1, last column; the network reads ln(sigma)/4."""
+
+    name: ClassVar[str] = "edm"
+    sigma_data: float = 0.5
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
+        return Factors((self.sigma_data * c_in) ** 2, sigma * self.sigma_data * c_in, c_in, sigma.log() / 4)
+
+
+@dataclass(frozen=True)
+class VE:
+    """A score network of the variance-exploding SDE (Song 2021): D = x + sigma^2*F(x, sigma)."""
+
+    name: ClassVar[str] = "ve"
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        one = torch.ones_like(sigma)
+        return Factors(one, sigma**2, one, sigma)
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The network predicts eps - x0 at (1 - t)*x0 + t*eps, t = sigma/(1 + sigma) (Lipman 2023); it reads 1000*t."""
+
+    name: ClassVar[str] = "flow_matching"
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        c_in = 1 / (1 + sigma)
+        return Factors(c_in, -sigma * c_in, c_in, 1000 * sigma * c_in)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """f(x, sigma_min) = x (Song 2023, appendix C), with the embedding of stock diffusers' scheduler, 250 ln sigma."""
+
+    name: ClassVar[str] = "consistency"
+    sigma_min: float = 0.002
+    sigma_data: float = 1.0
+
+    def __call__(self, sigma: Tensor) -> Factors:
+        """See `Scaling`."""
+        sd, above = self.sigma_data, sigma - self.sigma_min
+        c_in = 1 / (sigma**2 + sd**2).sqrt()
+        return Factors(sd**2 / (above**2 + sd**2), above * sd * c_in, c_in, 250 * sigma.log())
+
+
+SCALINGS: dict[str, type] = {
+    kind.name: kind for kind in (Epsilon, VPrediction, Sample, EDM, VE, FlowMatching, Consistency)
+}
+
+
+def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
+    """{"name": ..., and the scaling's own numbers}."""
+    values = {each.name: getattr(scaling, each.name) for each in fields(scaling) if each.init}  # type: ignore[arg-type]
+    plain = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in values.items()}
+    return {"name": scaling.name} | plain
+
+
+def scaling_from_json(value: Any, where: object) -> Scaling:  # noqa: ANN401 - JSON
+    """The inverse of `scaling_to_json`; UserError, naming the file `where`, for what is none."""
+    check_form(where, value, {"name": str})
+    kind = SCALINGS.get(value["name"])
+    if kind is None:
+        raise UserError(f"{where}: scaling", value["name"], f"use one of {', '.join(SCALINGS)}")
+    numbers = {key: number for key, number in value.items() if key != "name"}
+    known = [each.name for each in fields(kind) if each.init]
+    if unknown := sorted(set(numbers) - set(known)):
+        raise UserError(f"{where}: scaling.{unknown[0]}", None, f"is no number of {value['name']}")
+    check_form(f"{where}: scaling", numbers, {key: [float] if key == "table" else float for key in numbers})
+    if "table" not in known:
+        if bad := [key for key, number in numbers.items() if number <= 0]:
+            raise UserError(f"{where}: scaling.{bad[0]}", numbers[bad[0]], "must be greater than 0")
+        return kind(**numbers)
+    table = torch.tensor(numbers.get("table", []), dtype=torch.float64)
+    if len(table) < 2 or not bool((table.diff() > 0).all()) or table[0] <= 0:
+        raise UserError(f"{where}: scaling.table", None, "must be two or more ascending noise levels above 0")
+    return kind(table)
