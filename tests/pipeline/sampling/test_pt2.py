@@ -62,6 +62,11 @@ def test_a_constant_tensor_and_the_text_of_a_product_are_read(tmp_path):
     torch.testing.assert_close(sampled, noise.flip(-1))
 
 
+def test_weights_and_constants_are_moved_to_the_device(program):
+    sampled = ProgramSampler("x", "x", program, torch.device("meta")).sample(KeyedNoise((1, 8, 8), 0, 0, 5))
+    assert sampled.device.type == "meta"
+
+
 @pytest.mark.gpu
 def test_a_program_exported_on_the_processor_runs_on_the_device(program, generator):
     sampled = ProgramSampler("x", "x", program, torch.device("cuda")).sample(KeyedNoise((1, 8, 8), 0, 0, 5))
