@@ -29,7 +29,7 @@ def no_cold_starts() -> Iterator[None]:
     """The cold starts of a run's models are made up: two processes for each run would double the suite's time."""
     with pytest.MonkeyPatch.context() as patch:
         made_up = {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
-        patch.setattr("fewstep.pipeline.sampling.cold_start.cold_start", lambda text, device: made_up)
+        patch.setattr("fewstep.pipeline.sampling.cold_start.cold_start", lambda text, device, *, trust: made_up)
         yield
 
 

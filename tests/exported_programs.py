@@ -1,8 +1,7 @@
-"""Programs of torch.export to be read: a small generator, and changed copies of its archive."""
+"""Programs of torch.export to be read: a small generator, and a copy of an archive with a pickle in it."""
 
-import json
 from pathlib import Path
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZipFile
 
 import torch
 from torch import nn
@@ -45,26 +44,10 @@ def exported(path, module, *inputs, free=True):
     return path
 
 
-def changed(program: Path, path: Path, *, replace=None, add=None, compression=ZIP_STORED):
-    """A copy of an archive: `replace` maps parts to functions of their bytes, `add` parts to bytes."""
-    replace, add = replace or {}, add or {}
-    with ZipFile(program) as old, ZipFile(path, "w", compression) as new:
-        root = old.namelist()[0].partition("/")[0]
+def pickled(program: Path, path: Path, planted: Path):
+    """A copy of a program whose sample inputs are a pickle that makes the folder `planted` when it is read."""
+    with ZipFile(program) as old, ZipFile(path, "w") as new:
         for name in old.namelist():
-            part = name.removeprefix(f"{root}/")
-            content = old.read(name)
-            new.writestr(name, replace[part](content) if part in replace else content)
-        for part, content in add.items():
-            new.writestr(f"{root}/{part}", content)
+            harmful = name.endswith("sample_inputs/model.pt")
+            new.writestr(name, f"cos\nmkdir\n(V{planted}\ntR.".encode() if harmful else old.read(name))
     return path
-
-
-def edited(edit):
-    """A function of JSON bytes that applies `edit` to their value, in place."""
-
-    def apply(content):
-        value = json.loads(content)
-        edit(value)
-        return json.dumps(value).encode()
-
-    return apply

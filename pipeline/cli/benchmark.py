@@ -54,6 +54,7 @@ class Comparison:
     reference: Path
     training: DataConfig | None
     out: Path
+    trust: bool  # open a .pt2 that no manifest of fewstep vouches for
     command: str
 
 
@@ -76,6 +77,7 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
     )
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("benchmark"), help="default: benchmark/")
     parser.add_argument("--training", metavar="SOURCE", help="training images (parquet:PATH, ...), to look for copies")
+    parser.add_argument("--trust", action="store_true", help="open a .pt2 that others made: it can run any code")
     for option, text in AGAINST.items():  # taken out by split_against before: here for the help
         parser.add_argument(option, help=text)
     given, rest = parser.parse_known_args(argv[count:])
@@ -99,5 +101,6 @@ def comparison_from_arguments(argv: Sequence[str]) -> Comparison:
         reference=reference,
         training=given.training and DataConfig(source=given.training),
         out=given.out,
+        trust=given.trust,
         command=shlex.join(["fewstep", "benchmark", *argv]),
     )

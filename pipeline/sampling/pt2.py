@@ -1,21 +1,33 @@
-"""A one-step generator in a .pt2 file (torch.export) as a Sampler; the interface is that of graph_sampler."""
+"""A one-step generator in a .pt2 file (torch.export) as a Sampler: noise [B, C, H, W] in, images of that shape out.
+
+torch.export.load unpickles parts of its file and compiles text of it, so that opening a file can run whatever code its
+maker put there. Opened are files that a manifest of fewstep beside them vouches for, and others at the user's word.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from logging import LogRecord, getLogger
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from fewstep.errors import UserError, first_line, unreadable
 from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
-from fewstep.pipeline.sampling.pt2_archive import read_program
+from fewstep.files import sha256_file
+from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest
+
+INPUT = "noise"
 
 
 class ProgramSampler:
-    """A program of torch.export run by torch on `device`, wherever it was exported.
+    """A program of torch.export run by torch on `device`, whichever device it was exported on.
 
-    UserError: it cannot be read safely, has another interface, or fails on one or two images.
+    torch reads a program onto the device of its export first: one from CUDA needs CUDA to be there. UserError: it is
+    not to be trusted (see `check_trust`), cannot be read, has another interface, or fails on one or two images.
     """
 
     kind = "export"
@@ -23,13 +35,15 @@ class ProgramSampler:
     num_classes: int | None = None
     schedule: Sequence[float] = ()
 
-    def __init__(self, name: str, label: str, path: Path, device: torch.device) -> None:
-        program, self.shape = read_program(name, path, device)
+    def __init__(self, name: str, label: str, path: Path, device: torch.device, *, trust: bool = False) -> None:
+        check_trust(name, path, trust=trust)
+        program = _load(name, path)
+        self.shape = _image_shape(name, program)
         check_size(name, self.shape)
         self.name, self.label, self._device = name, f"{label}, 1 step", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
-        with unreadable(name, "cannot be made into a module"):
-            self._module = program.module()
+        with unreadable(name, f"cannot be made into a module on {device}"):
+            self._module = move_to_device_pass(program, device).module()
         for batch in (1, 2):
             self._check_output(batch)
 
@@ -59,3 +73,56 @@ class ProgramSampler:
             found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             remedy = f"gives {found} for {tuple(x.shape)}; needed is float32, as large"
             raise UserError(self.name, None, remedy.replace("torch.", ""))
+
+
+def check_trust(name: str, path: Path, *, trust: bool) -> None:
+    """UserError where a file is not the one that the manifest beside it names, or has none and no `trust`."""
+    written = None
+    with suppress(UserError):  # no manifest, or none of fewstep: the file is somebody else's
+        written = read_manifest(path.parent)["outputs"].get(path.name)
+    if written is None and not trust:
+        remedy = f"opening a .pt2 can run code, and no {MANIFEST} of fewstep beside it vouches for this one"
+        raise UserError(name, None, f"{remedy}; --trust opens files of people you trust")
+    if written is not None and sha256_file(path) != written["sha256"]:
+        raise UserError(name, None, f"has changed since it was exported (its sha256 is not {MANIFEST}'s); export again")
+
+
+def _load(name: str, path: Path) -> ExportedProgram:
+    """The program of a trusted file. torch.export only logs why it fails, with a traceback: here that is the error."""
+    reasons: list[Exception] = []
+
+    def keep(record: LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], Exception):
+            reasons.append(record.exc_info[1])
+        return False
+
+    log = getLogger("torch.export")
+    log.addFilter(keep)
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # whatever the parts of torch's loader raise
+        reason = first_line(next(iter(reasons), error))
+        raise UserError(name, None, f"cannot be loaded as a torch.export program ({reason})") from None
+    finally:
+        log.removeFilter(keep)
+
+
+def _image_shape(name: str, program: ExportedProgram) -> tuple[int, int, int]:
+    """(C, H, W) of the program's one input."""
+    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    x = values.get(INPUT)
+    if inputs == (INPUT,) and len(outputs) == 1 and isinstance(x, Tensor) and x.dtype == torch.float32 and x.ndim == 4:
+        batch, *sides = x.shape
+        if not isinstance(batch, int) and all(isinstance(side, int) for side in sides):
+            return sides[0], sides[1], sides[2]
+    found = ", ".join(f"{each} {_described(values.get(str(each)))}" for each in inputs)
+    remedy = f"has the inputs {found or 'none'} and {len(outputs)} outputs; needed is one float32 input {INPUT!r}"
+    raise UserError(name, None, f"{remedy} [B, C, H, W] with a free B, and one output")
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return "(no tensor)"
+    sizes = ", ".join(str(size) if isinstance(size, int) else "free" for size in value.shape)
+    return f"{value.dtype} [{sizes}]".removeprefix("torch.")

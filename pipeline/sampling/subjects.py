@@ -40,16 +40,17 @@ _SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def open_subject(text: str, device: torch.device) -> tuple[Subject, str]:
+def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, str]:
     """What a command line's SUBJECT stands for, and a hash of all that makes its images.
 
-    UserError: no such thing, or one that cannot be read or measured.
+    `trust`: also a .pt2 that others made, which can run any code. UserError: no such thing, or one that cannot be read
+    or measured.
     """
-    subject, identity = load_subject(text, device)
+    subject, identity = load_subject(text, device, trust=trust)
     return subject, identity()
 
 
-def load_subject(text: str, device: torch.device) -> tuple[Subject, Callable[[], str]]:
+def load_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, Callable[[], str]]:
     """As `open_subject`, the hash not made yet: it reads every file once more, which nobody who samples does."""
     place, spec = _split(text)
     path = Path(place).expanduser()
@@ -61,7 +62,7 @@ def load_subject(text: str, device: torch.device) -> tuple[Subject, Callable[[],
         if path.suffix == ".onnx":
             graph = OnnxSampler(text, _label(path), path)
             return graph, graph.identity
-        return ProgramSampler(text, _label(path), path, device), partial(sha256_file, path)
+        return ProgramSampler(text, _label(path), path, device, trust=trust), partial(sha256_file, path)
     if path.is_dir() and not (path / "model_index.json").is_file():
         _no_run(path)
         _no_spec(text, spec, "images that are there already have no steps")

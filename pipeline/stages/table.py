@@ -28,7 +28,7 @@ def compare_subjects(asked: Comparison) -> Path:
     """
     device = the_device()
     with raising_signals():
-        opened = [open_subject(text, device) for text in asked.subjects]
+        opened = [open_subject(text, device, trust=asked.trust) for text in asked.subjects]
         subjects = [subject for subject, _ in opened]
         shape = _common_shape(subjects)
         check_shape(asked.eval.extractor, shape)
@@ -56,7 +56,7 @@ def compare_subjects(asked: Comparison) -> Path:
                 say=lambda text: say(f"  {text}"),
             )
             models = [subject.name for subject in subjects if not isinstance(subject, StoredImages)]
-            add_cold_starts(asked.out, {name: name for name in models}, device)
+            add_cold_starts(asked.out, {name: name for name in models}, device, trust=asked.trust)
             table = write_comparison(asked.out, [asked.command])
     say(table)
     say(str(asked.out / "index.html"))

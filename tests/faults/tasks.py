@@ -17,7 +17,7 @@ def command(argv: Sequence[str], saved: str | None = None, fault: str | None = N
     from fewstep.pipeline.sampling import cold_start
     from fewstep.pipeline.training import loop
 
-    cold_start.cold_start = lambda text, device: {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
+    cold_start.cold_start = lambda text, device, *, trust: {"import_s": 2.5, "load_s": 0.75, "first_image_s": 0.125}
     if saved is not None:
         save = loop.save_checkpoint
 

@@ -22,12 +22,10 @@ from fewstep.eval.report.regression import compare, read_results
 from fewstep.files import read_json, sha256_json, write_json
 from fewstep.pipeline.config.reading import file_values, load_config
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
-from fewstep.pipeline.sampling.pt2_archive import read_program
 from fewstep.pipeline.training.checkpoint import verify_checkpoint
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus.json"
-CPU = torch.device("cpu")
 
 
 def _reference(suffix: str) -> Callable[[Path, bytes], None]:
@@ -38,11 +36,6 @@ def _reference(suffix: str) -> Callable[[Path, bytes], None]:
         read_reference(path, load_extractor("digits-cnn", None, "cpu"))
 
     return target
-
-
-def _program(folder: Path, data: bytes) -> None:
-    (folder / "program.pt2").write_bytes(data)
-    read_program("program.pt2", folder / "program.pt2", CPU)
 
 
 def _rating(folder: Path, data: bytes) -> None:
@@ -92,25 +85,12 @@ TARGETS: dict[str, Callable[[Path, bytes], None]] = {
     "safetensors": _reference(".safetensors"),
     "npz": _reference(".npz"),
     "pt": _reference(".pt"),
-    "pt2": _program,
     "rating": _rating,
     "config": _config,
     "checkpoint": _checkpoint,
     "image": _image,
     "results": _results,
 }
-
-
-class _Half(torch.nn.Module):
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        return noise / 2
-
-
-def _exported() -> bytes:
-    buffer = io.BytesIO()
-    shapes = {"noise": {0: torch.export.Dim("batch")}}
-    torch.export.save(torch.export.export(_Half(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes), buffer)
-    return buffer.getvalue()
 
 
 def sound() -> dict[str, list[bytes]]:
@@ -138,7 +118,6 @@ def sound() -> dict[str, list[bytes]]:
         "safetensors": [files["r.safetensors"]],
         "npz": [files["r.npz"], files["c.npz"]],
         "pt": [files["r.pt"], files["f.pt"]],
-        "pt2": [_exported()],
         "rating": [json.dumps({"format": 1, "page": "p", "rater": "r", "answers": answers}).encode()],
         "config": [b"preset: digits\nseed: 3\ndata:\n  image_size: 8\neval.samplers: [student@1]\n"],
         "checkpoint": [json.dumps(manifest | {"sha256": sha256_json(manifest)}).encode()],

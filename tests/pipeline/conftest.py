@@ -4,6 +4,7 @@ import pytest
 import torch
 from exported_programs import Generator, exported
 
+from fewstep.pipeline.stages.manifest import make_stage
 from small_training import Denoising, Training
 
 
@@ -28,5 +29,11 @@ def generator():
 
 @pytest.fixture(scope="session")
 def program(generator, tmp_path_factory):
-    """The generator's .pt2, to be read only."""
-    return exported(tmp_path_factory.mktemp("program") / "student.pt2", generator, torch.randn(2, 1, 8, 8))
+    """The generator's .pt2 in a stage's folder, whose manifest names it; to be read only."""
+    folder = tmp_path_factory.mktemp("program") / "export"
+
+    def build(stage):
+        exported(stage / "student.pt2", generator, torch.randn(2, 1, 8, 8))
+
+    make_stage(folder, {}, {}, build)
+    return folder / "student.pt2"

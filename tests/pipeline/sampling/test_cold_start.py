@@ -82,13 +82,13 @@ def test_what_is_measured_is_kept_and_a_failure_is_tried_again(tmp_path, monkeyp
     found = dict.fromkeys(("import_s", "load_s", "first_image_s"), 2.0)
     asked = []
 
-    def measured(text, device):
-        asked.append((text, device))
+    def measured(text, device, *, trust):
+        asked.append((text, device, trust))
         return None if text == "FAILED" else found
 
     monkeypatch.setattr("fewstep.pipeline.sampling.cold_start.cold_start", measured)
-    add_cold_starts(tmp_path, {"kept": "KEPT", "failed": "FAILED", "old": "OLD"}, torch.device("cpu"))
-    assert asked == [("FAILED", "cpu"), ("OLD", "cpu")]
+    add_cold_starts(tmp_path, {"kept": "KEPT", "failed": "FAILED", "old": "OLD"}, torch.device("cpu"), trust=True)
+    assert asked == [("FAILED", "cpu", True), ("OLD", "cpu", True)]
     written = {path.stem: read_json(path) for path in (tmp_path / "samplers").iterdir()}
     assert {name: value["cold_start"] for name, value in written.items()} == results | {"old": found}
     assert all(value["name"] == name for name, value in written.items())

@@ -13,7 +13,6 @@ from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.subjects import open_subject
 
 CPU = torch.device("cpu")
-MODEL = "models/model.json"
 
 
 class Two(nn.Module):
@@ -49,7 +48,7 @@ def test_a_region_without_gradients_is_run(tmp_path):
         tmp_path / "x.pt2", Of(torch.no_grad()(lambda noise: torch.tanh(noise * 2))), torch.randn(2, 1, 4, 4)
     )
     noise = KeyedNoise((1, 4, 4), 0, 0, 3).draw()
-    sampled = ProgramSampler("x", "x", path, CPU).sample(KeyedNoise((1, 4, 4), 0, 0, 3))
+    sampled = ProgramSampler("x", "x", path, CPU, trust=True).sample(KeyedNoise((1, 4, 4), 0, 0, 3))
     torch.testing.assert_close(sampled, torch.tanh(noise * 2))
 
 
@@ -59,8 +58,13 @@ def test_a_constant_tensor_and_the_text_of_a_product_are_read(tmp_path):
 
     path = exported(tmp_path / "x.pt2", Of(function), torch.randn(2, 1, 2, 2))
     noise = KeyedNoise((1, 2, 2), 0, 0, 3).draw()
-    sampled = ProgramSampler("x", "x", path, CPU).sample(KeyedNoise((1, 2, 2), 0, 0, 3))
+    sampled = ProgramSampler("x", "x", path, CPU, trust=True).sample(KeyedNoise((1, 2, 2), 0, 0, 3))
     torch.testing.assert_close(sampled, noise.flip(-1))
+
+
+def test_weights_and_constants_are_moved_to_the_device(program):
+    sampled = ProgramSampler("x", "x", program, torch.device("meta")).sample(KeyedNoise((1, 8, 8), 0, 0, 5))
+    assert sampled.device.type == "meta"
 
 
 @pytest.mark.gpu
@@ -91,14 +95,14 @@ IMAGES = torch.randn(2, 1, 8, 8)
 def test_another_interface_is_one_line(tmp_path, module, inputs, free, says):
     path = exported(tmp_path / "x.pt2", module, *inputs, free=free)
     with pytest.raises(UserError, match=says) as error:
-        ProgramSampler("x.pt2", "x", path, CPU)
+        ProgramSampler("x.pt2", "x", path, CPU, trust=True)
     assert "\n" not in str(error.value)
 
 
 def test_a_program_that_fails_on_a_batch_is_one_line(tmp_path):
     program = torch.export.export(Of(torch.tanh), (IMAGES,), dynamic_shapes=[{0: Dim("batch", min=1, max=63)}])
     torch.export.save(program, tmp_path / "x.pt2")
-    sampler = ProgramSampler("x.pt2", "x", tmp_path / "x.pt2", CPU)
+    sampler = ProgramSampler("x.pt2", "x", tmp_path / "x.pt2", CPU, trust=True)
     with pytest.raises(
         UserError, match=r"x\.pt2: fails on a batch of 64 \(.*<= 63.*eval.throughput_batch_sizes"
     ) as error:

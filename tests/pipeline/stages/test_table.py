@@ -1,6 +1,7 @@
 """`fewstep reference`, `benchmark SUBJECT ...` and `rate`, from the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def compared(tmp_path_factory, tiny_run, stored, reference):
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def test_a_foreign_program_is_measured_with_trust_only(program, reference, tmp_path, capsys, monkeypatch):
+    foreign, out, started = shutil.copy(program, tmp_path / "x.pt2"), tmp_path / "table", []
+    monkeypatch.setattr(
+        "fewstep.pipeline.sampling.cold_start.cold_start",
+        lambda text, device, *, trust: started.append((text, trust)),
+    )
+    arguments = ["benchmark", str(foreign), str(program), "--eval.reference", str(reference), "-o", str(out), *SMALL]
+    assert main(arguments) == 2
+    assert f"{foreign}: opening a .pt2 can run code" in capsys.readouterr().err
+    assert main([*arguments, "--trust"]) == 0
+    assert started == [(str(foreign), True), (str(program), True)]
 
 
 def test_models_and_images_stand_in_one_table(compared, reference):
