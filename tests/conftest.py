@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.teachers.interfaces import NONE, Condition, Space
+
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
@@ -137,15 +139,12 @@ def tiny_unet() -> Callable[..., "UNet2DModel"]:
 class GaussianDenoiser:
     """D(x; s) = (v*x + s^2*m) / (v + s^2), exact for pixels that are independently N(m, v)."""
 
-    shape = (1, 4, 4)
-    sigma_min, sigma_max = 0.002, 80.0
-    sigmas: Tensor | None = None
-    num_classes: int | None = None
+    space = Space(shape=(1, 4, 4), sigma_min=0.002, sigma_max=80.0)
 
     def __init__(self, mean: float, variance: float) -> None:
         self.mean, self.variance = mean, variance
 
-    def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         s = sigma.to(x.dtype).reshape(-1, 1, 1, 1)
         return (self.variance * x + s**2 * self.mean) / (self.variance + s**2)
 

@@ -49,7 +49,7 @@ class Denoising(Objective):
     def forward(self, batch, progress, generator):
         noise = randn(tuple(batch.images.shape), generator, batch.images.device)
         loss = (self.network(batch.images + noise) - batch.images).square().mean(dim=(1, 2, 3))
-        return LossTerms(loss=loss, sigma=torch.ones(len(loss)), log={"first": float(loss[0].detach())})
+        return LossTerms(loss=loss, sigma=torch.ones(len(loss)), log={"first": loss[0].detach()})
 
     def update(self, progress):
         self.after(progress.step + 1)

@@ -184,21 +184,21 @@ def limited_file_size() -> None:
 def nan_from_the_teacher() -> None:
     """Fault: one number that the teacher gives in step 7 of the student's training is NaN."""
     from fewstep.pipeline.training import loop
-    from fewstep.teachers.denoiser import VPDenoiser
+    from fewstep.teachers.preconditioned import Preconditioned
 
-    step, denoise, now = loop._Training.step, VPDenoiser.denoise, [0]
+    step, denoise, now = loop._Training.step, Preconditioned.forward, [0]
 
     def noted(self: Any, progress: Any) -> Any:
         now[0] = progress.step
         return step(self, progress)
 
-    def poisoned(self: VPDenoiser, x: Any, sigma: Any, labels: Any = None) -> Any:
-        found = denoise(self, x, sigma, labels)
-        if now[0] == 7:
+    def poisoned(self: Preconditioned, *given: Any) -> Any:
+        found = denoise(self, *given)
+        if now[0] == 7 and type(self) is Preconditioned:  # a student is a class of its own
             found[0, 0, 0, 0] = float("nan")
         return found
 
-    loop._Training.step, VPDenoiser.denoise = noted, poisoned
+    loop._Training.step, Preconditioned.forward = noted, poisoned
 
 
 def nan_in_the_teacher_s_embedding() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.students.bridges import Bridge, data_bridge, euler_bridge, heun_bridge
 from fewstep.students.objective import ConsistencyObjective, pseudo_huber
 from fewstep.students.pairs import ECTPairs, KarrasPairs
-from fewstep.teachers.interfaces import Batch, Evaluations, Progress, per_image
+from fewstep.teachers.interfaces import NONE, Batch, Condition, Evaluations, Progress, per_image
 from fewstep.teachers.schedule import karras_sigmas
 
 MEAN, VARIANCE, S_MIN, S_MAX = 0.2, 0.25, 0.002, 80.0
@@ -80,7 +80,7 @@ class Table(nn.Module):
         super().__init__()
         self.grid, self.factors = grid, nn.Parameter(factors.clone())
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         index = (sigma[:, None] - self.grid).abs().argmin(dim=1)
         return MEAN + (x - MEAN) * per_image(torch.cat([self.factors, torch.ones(1)])[index])
 

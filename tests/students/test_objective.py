@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from fewstep.students.bridges import data_bridge
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.objective import OBJECTIVES, ConsistencyObjective, pseudo_huber
+from fewstep.students.methods.cd import CD
+from fewstep.students.methods.ect import ECT
+from fewstep.students.objective import ConsistencyObjective, pseudo_huber
 from fewstep.students.pairs import Pairs, SigmaPairs
-from fewstep.teachers.denoiser import VPDenoiser
 from fewstep.teachers.interfaces import Batch, Evaluations, Progress
+from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
+from fewstep.teachers.preconditioned import Preconditioned
 
 Build = Callable[..., UNet2DModel]
 PROGRESS = Progress(step=3, total_steps=10, images=24)
@@ -52,8 +55,11 @@ class Spy:
         return pseudo_huber(1e-8)(estimate, target)
 
 
-def teacher_of(unet: UNet2DModel) -> VPDenoiser:
-    return VPDenoiser(unet, build_scheduler(1000, "linear", "v_prediction"))
+METHODS = {"cd": CD(), "cd-euler-karras": CD(solver="euler", grid=18), "ect": ECT()}
+
+
+def teacher_of(unet: UNet2DModel) -> Preconditioned:
+    return ddpm_model(unet, build_scheduler(1000, "linear", "v_prediction"))
 
 
 def test_pseudo_huber_is_a_norm_of_the_whole_image():
@@ -113,13 +119,13 @@ def test_weight_multiplies_the_distance(tiny_unet: Build):
     torch.testing.assert_close(objective(batch(), PROGRESS, generator()).loss, weights * plain)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_teacher_is_unchanged_and_never_owned(tiny_unet: Build, name: str):
     teacher = teacher_of(tiny_unet(seed=1))  # its parameters ask for gradients: the objective must not give any
-    before = {key: value.clone() for key, value in teacher.unet.state_dict().items()}
+    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     model = ConsistencyModel(tiny_unet(seed=2)).train()
-    start = model.unet.conv_in.weight.detach().clone()
-    objective = OBJECTIVES[name](model, teacher, 6)
+    start = model.network.conv_in.weight.detach().clone()
+    objective = METHODS[name].build(model, teacher)
     owned = {id(parameter) for parameter in objective.parameters()}
     assert owned == {id(parameter) for parameter in model.parameters()}
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
@@ -129,16 +135,16 @@ def test_the_teacher_is_unchanged_and_never_owned(tiny_unet: Build, name: str):
         assert torch.isfinite(loss)
         loss.backward()
         optimizer.step()
-    assert all(parameter.grad is None for parameter in teacher.unet.parameters())
-    for key, value in teacher.unet.state_dict().items():
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+    for key, value in teacher.network.state_dict().items():
         assert torch.equal(value, before[key]), key
-    assert not torch.equal(model.unet.conv_in.weight, start)
+    assert not torch.equal(model.network.conv_in.weight, start)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", METHODS)
 def test_loss_is_a_function_of_the_generator_alone(tiny_unet: Build, name: str):
     model = ConsistencyModel(tiny_unet(seed=2))
-    objective = OBJECTIVES[name](model, teacher_of(tiny_unet(seed=1)), 6)
+    objective = METHODS[name].build(model, teacher_of(tiny_unet(seed=1)))
     first, again, other = (objective(batch(), PROGRESS, generator(seed)).loss for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -156,11 +162,11 @@ class Counted(nn.Module):
         self.count += 1
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", METHODS)
 def test_cost_is_the_evaluations_made(tiny_unet: Build, name: str):
     model, teacher = ConsistencyModel(tiny_unet(seed=2)), teacher_of(tiny_unet(seed=1))
-    of_student, of_teacher = Counted(model.unet), Counted(teacher.unet)
-    objective = OBJECTIVES[name](model, teacher, 6)
+    of_student, of_teacher = Counted(model.network), Counted(teacher.network)
+    objective = METHODS[name].build(model, teacher)
     objective(batch(), PROGRESS, generator())
     assert of_student.count == objective.cost.student + objective.cost.target == 2
     assert of_teacher.count == objective.cost.teacher

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fewstep.students.pairs import ECTPairs, KarrasPairs, stratified
-from fewstep.teachers.interfaces import Progress
+from fewstep.students.pairs import ECTPairs, KarrasPairs
+from fewstep.teachers.interfaces import Progress, stratified
 from fewstep.teachers.schedule import karras_sigmas
 
 ECT = ECTPairs(sigma_min=0.002, sigma_max=80.0, doublings=6)

@@ -18,7 +18,7 @@ from fewstep.students.consistency import ConsistencyModel, sample_consistency
 from fewstep.students.grid import StepGrid, solve_grid
 from fewstep.students.load import load_student
 from fewstep.students.save import round_trip, save_student
-from fewstep.teachers.load import save_teacher
+from fewstep.teachers.load import ddpm_model, save_teacher
 from fewstep.teachers.network import build_scheduler
 
 Build = Callable[..., UNet2DModel]
@@ -69,7 +69,7 @@ def test_a_difference_is_an_error(saved: Path, tiny_unet: Build):
 def test_loading_gives_the_same_student(saved: Path, original: ConsistencyModel):
     model = load_student(saved)
     assert (model.sigma_min, model.sigma_max) == (original.sigma_min, original.sigma_max)
-    assert (model.sigma_data, model.shape, model.grid) == (original.sigma_data, original.shape, original.grid)
+    assert (model.scaling, model.space, model.grid) == (original.scaling, original.space, original.grid)
     assert model.step_sigmas(2)[1] == pytest.approx(0.65, rel=1e-4)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -127,7 +127,8 @@ def test_a_fault_is_one_line_naming_the_folder(folder: Path, name: str, capfd: p
 
 
 def test_a_teachers_folder_is_no_student(tiny_unet: Build, tmp_path: Path):
-    save_teacher(tiny_unet(), build_scheduler(1000, "linear", "v_prediction"), tmp_path / "teacher")
+    scheduler = build_scheduler(1000, "linear", "v_prediction")
+    save_teacher(ddpm_model(tiny_unet(), scheduler), scheduler, tmp_path / "teacher")
     with pytest.raises(UserError, match="names no ConsistencyModelPipeline"):
         load_student(tmp_path / "teacher")
 

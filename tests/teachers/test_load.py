@@ -13,8 +13,11 @@ from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
 from fewstep.errors import UserError
-from fewstep.teachers.load import load_teacher, save_teacher
+from fewstep.teachers.interfaces import Space
+from fewstep.teachers.load import ddpm_model, load_teacher, read_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import EDM, FlowMatching, Scaling
 from fewstep.teachers.stock import quiet
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -23,7 +26,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tiny_unet: Callable[..., UNet2DModel]) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "teacher"
-    save_teacher(tiny_unet(seed=3), build_scheduler(1000, "linear", "v_prediction"), folder)
+    scheduler = build_scheduler(1000, "linear", "v_prediction")
+    save_teacher(ddpm_model(tiny_unet(seed=3), scheduler), scheduler, folder)
     return folder
 
 
@@ -156,23 +160,39 @@ def test_stock_pipeline_loads_the_same_teacher(saved: Path, tiny_unet: Callable[
     teacher, original = load_teacher(str(saved)), tiny_unet(seed=3)
     for name, tensor in original.state_dict().items():
         assert torch.equal(stock.unet.state_dict()[name], tensor)
-        assert torch.equal(teacher.unet.state_dict()[name], tensor)
-    assert stock.scheduler.config["prediction_type"] == teacher.prediction == "v_prediction"
+        assert torch.equal(teacher.network.state_dict()[name], tensor)
+    assert stock.scheduler.config["prediction_type"] == teacher.scaling.name == "v_prediction"
     assert stock.scheduler.config["num_train_timesteps"] == 1000
-    assert teacher.shape == (1, 8, 8)
+    assert teacher.space.shape == (1, 8, 8)
 
 
 def test_a_copy_of_a_loaded_teacher_does_not_say_where_it_was_read(saved: Path, tmp_path: Path):
-    teacher = load_teacher(saved)
-    save_teacher(teacher.unet, teacher.scheduler, tmp_path / "copy")
+    save_teacher(*read_teacher(saved), tmp_path / "copy")
     for file in (tmp_path / "copy").rglob("*.json"):
         assert str(saved) not in file.read_text()
 
 
+@pytest.mark.parametrize("scaling", [EDM(sigma_data=0.5), FlowMatching()])
+def test_a_teacher_of_another_family_keeps_its_scaling_beside_its_network(
+    tiny_unet: Callable[..., UNet2DModel], tmp_path: Path, scaling: Scaling
+):
+    space = Space(shape=(1, 8, 8), sigma_min=0.004, sigma_max=60.0)
+    teacher = Preconditioned(tiny_unet(seed=3).eval(), scaling, space)
+    save_teacher(teacher, None, tmp_path / "teacher")
+    again = load_teacher(tmp_path / "teacher")
+    assert again.space == space
+    x, sigma = torch.ones(2, 1, 8, 8), torch.tensor([0.1, 7.0])
+    with torch.no_grad():
+        assert torch.equal(again(x, sigma), teacher(x, sigma))
+    (tmp_path / "teacher" / "fewstep.json").write_text('{"scaling": {"name": "edm"}, "sigma_min": 2, "sigma_max": 1}')
+    with pytest.raises(UserError, match=r"fewstep\.json: \(2, 1\): must be 0 < sigma_min < sigma_max"):
+        load_teacher(tmp_path / "teacher")
+
+
 def test_a_loaded_teacher_is_frozen(saved: Path):
     teacher = load_teacher(saved)
-    assert not teacher.unet.training
-    assert not any(parameter.requires_grad for parameter in teacher.unet.parameters())
+    assert not teacher.network.training
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
 
 
 @pytest.mark.parametrize("bars", [True, False])

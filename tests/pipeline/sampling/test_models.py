@@ -37,7 +37,7 @@ def test_a_sampler_is_what_its_name_says(models, name):
     assert (sampler.name, sampler.label, sampler.nfe) == (name, label, nfe)
     assert sampler.kind == name.partition("@")[0]
     assert sampler.shape == (1, 8, 8)
-    network = teacher.unet if sampler.kind == "teacher" else student.unet
+    network = teacher.network if sampler.kind == "teacher" else student.network
     assert sampler.network_parameters == sum(parameter.numel() for parameter in network.parameters())
     assert list(sampler.schedule) == sorted(sampler.schedule, reverse=True)
     calls = []
