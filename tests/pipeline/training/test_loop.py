@@ -133,8 +133,8 @@ def test_labels_stay_with_their_images(training):
     job = replace(training().job, horizontal_flip=False)
     job = replace(job, labels=job.images[:, 0, 0, 0].long())
     batch = job.batch(3, 0, torch.device("cpu"))
-    assert batch.labels is not None
-    assert torch.equal(((batch.images[:, 0, 0, 0] + 1) * 127.5).round().long(), batch.labels)
+    assert batch.condition.labels is not None
+    assert torch.equal(((batch.images[:, 0, 0, 0] + 1) * 127.5).round().long(), batch.condition.labels)
 
 
 @pytest.fixture(params=["loss", "gradient"])
