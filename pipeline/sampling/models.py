@@ -49,6 +49,7 @@ class ModelSampler:
     ) -> None:
         self.name, self.label, self.kind = name, label, name.partition("@")[0]
         self.nfe, self.schedule, self.shape = nfe, schedule, shape
+        self.networks = (network,)
         self.network_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._function, self._device = function, next(network.parameters()).device
 

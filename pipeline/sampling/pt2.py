@@ -30,6 +30,7 @@ class ProgramSampler:
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
         with unreadable(name, "cannot be made into a module"):
             self._module = program.module()
+        self.networks = (self._module,)
         for batch in (1, 2):
             self._check_output(batch)
 
