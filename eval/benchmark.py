@@ -273,7 +273,7 @@ class _Run:
         self.say(f"Timing {len(missing)} samplers in turns" + "".join(f", and again {each.label}" for each in anchors))
         clocks, pace = measure([*missing, *anchors], self.device, self.settings.limits), None
         for anchor in anchors:
-            factor = times[anchor]["ms_per_image"] / clocks.pop().ms_per_image
+            factor = times[anchor]["ms_per_image"] / clocks.pop().to_json()["ms_per_image"]
             pace = {"anchor": anchor.name, "factor": factor}
         for clock in clocks:
             timing = clock.to_json(pace) | {"conditions": conditions}

@@ -33,29 +33,16 @@ class Sampler(Protocol):
     benchmark's has it as `device`.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def nfe(self) -> int: ...
+    name: str
+    label: str
+    kind: str
+    nfe: int
+    network_parameters: int
+    shape: tuple[int, int, int]
+    num_classes: int | None
 
     @property
     def networks(self) -> Sequence[nn.Module]: ...
-
-    @property
-    def network_parameters(self) -> int: ...
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def num_classes(self) -> int | None: ...
 
     @property
     def schedule(self) -> Sequence[float]: ...

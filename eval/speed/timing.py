@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.eval.images import labels_for
 from fewstep.eval.interfaces import Sampler
-from fewstep.eval.speed.energy import METERED_SECONDS, Meter, energy_meter
+from fewstep.eval.speed.energy import METERED_SECONDS, energy_meter
 from fewstep.eval.speed.evaluations import each_evaluation
 
 LATENCY_RUNS = 12  # at batch 1 of a sampler too long to be timed whole: p90 takes 10
@@ -60,83 +60,71 @@ class BatchNoise:
         return torch.randn(self.shape, generator=generator, device=generator.device)
 
 
-class Clock:
-    """One sampler's measurements.
+@dataclass
+class Runs:
+    """Runs of one batch size: seconds of each as of a whole run, and the evaluations that are timed of it."""
 
-    `single`, `many`: runs at batch 1 and at the best batch size. `flops`: of one image, None where they are not
-    torch's. `energy`: joules and images of runs of `many`, none where the device does not count them.
-    """
+    batch: int
+    evaluations: int
+    seconds: list[float] = field(default_factory=list)
+
+
+class Clock:
+    """One sampler's measurements: runs at batch 1 and at the best batch size, and what else `to_json` tells."""
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
         self.sampler, self.device = sampler, getattr(sampler, "device", device)
-        self.meter: Meter = energy_meter(self.device)
-        self.warmup, self.peak_memory_mb, self.flops = 0.0, None, None
-        self.single, self.many = Runs(), Runs()
-        self.energy: list[tuple[float, float]] = []
+        self.single, self.many = Runs(1, sampler.nfe), Runs(1, sampler.nfe)
+        self.warmup = 0.0
+        self.peak_memory_mb: float | None = None
+        self.flops: float | None = None  # of one image; None where they are not torch's
+        self.joules: float | None = None  # of one image; None where the device does not count them
+        self.energy_source: str | None = None
 
-    def run(self, runs: "Runs") -> tuple[float, float]:
-        """One more of these runs: its own seconds, and its images, a part of each where it was a stretch."""
-        spent, runs.evaluations = _timed(self.sampler, self.device, runs.batch, runs.evaluations)
-        part = runs.evaluations / self.sampler.nfe
-        runs.seconds.append(spent / part)
-        return spent, runs.batch * part
+    def run(self, runs: Runs) -> float:
+        """One more of these runs; its own seconds, which are not those of a whole run where it is a stretch."""
+        seconds, runs.evaluations = _timed(self, runs.batch, runs.evaluations)
+        runs.seconds.append(seconds * self.sampler.nfe / runs.evaluations)
+        return seconds
 
     def pace(self, batch: int) -> float:
         """Seconds of one evaluation at a batch size, the better of two short runs."""
-        short = (_timed(self.sampler, self.device, batch, PROBE_EVALUATIONS) for _ in range(2))
+        short = (_timed(self, batch, PROBE_EVALUATIONS) for _ in range(2))
         return min(seconds / evaluations for seconds, evaluations in short)
-
-    @property
-    def ms_per_image(self) -> float:
-        """At the best batch size."""
-        return 1000 * statistics.median(self.many.seconds) / self.many.batch
 
     def to_json(self, pace: dict[str, Any] | None = None) -> dict[str, Any]:
         """The "timing" part of a sampler's result file.
 
         pace: {"anchor": the name of a sampler whose time is kept from earlier, "factor": that time by its time now}.
         """
-        factor = 1.0 if pace is None else pace["factor"]
-        joules, metered = (sum(column) for column in zip((0.0, 0), *self.energy, strict=True))
-        ms, runs = self.ms_per_image * factor, len(self.many.seconds)
-        latencies = [seconds * factor for seconds in self.single.seconds]
+        factor = 1000 if pace is None else 1000 * pace["factor"]
+        latency = latency_summary([factor * seconds for seconds in self.single.seconds])
+        ms = factor * statistics.median(self.many.seconds) / self.many.batch
         return {
-            "latency_ms": {**latency_summary(latencies), "evaluations_timed": self.single.evaluations},
+            "latency_ms": latency | {"evaluations_timed": self.single.evaluations},
             "throughput": {
                 "images_per_second": 1000 / ms,
                 "batch_size": self.many.batch,
-                "runs": runs,
+                "runs": len(self.many.seconds),
                 "evaluations_timed": self.many.evaluations,
             },
             "ms_per_image": ms,
             "pace": pace,
             "peak_memory_mb": self.peak_memory_mb,
             "flops_per_image": self.flops,
-            "joules_per_image": joules / metered if metered else None,
-            "energy_source": self.meter.source if metered else None,
+            "joules_per_image": self.joules,
+            "energy_source": self.energy_source,
             "warmup_s": self.warmup,
         }
 
 
-class Runs:
-    """Runs of one batch size: seconds of each as of a whole run, and the evaluations that are timed of it."""
-
-    def __init__(self) -> None:
-        self.batch, self.evaluations, self.seconds = 1, 0, list[float]()
-
-
-def latency_summary(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median in ms, p90 from 10 runs on, p99 from 100 runs on; fewer runs: None, not a guess."""
-    ordered = sorted(1000 * value for value in seconds)
-    runs = len(ordered)
-
-    def percentile(percent: int, least: int) -> float | None:
-        return ordered[math.ceil(runs * percent / 100) - 1] if runs >= least else None
-
+def latency_summary(ms: Sequence[float]) -> dict[str, Any]:
+    """Median, p90 from 10 runs on, p99 from 100 runs on; fewer runs: None, not a guess."""
+    ordered, runs = sorted(ms), len(ms)
     return {
         "median": statistics.median(ordered),
-        "p90": percentile(90, 10),
-        "p99": percentile(99, 100),
+        "p90": ordered[math.ceil(0.9 * runs) - 1] if runs >= 10 else None,
+        "p99": ordered[math.ceil(0.99 * runs) - 1] if runs >= 100 else None,
         "runs": runs,
     }
 
@@ -147,7 +135,7 @@ def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits) -
     _latency(clocks, limits)
     _choose_batches(clocks, limits)
     _throughput(clocks)
-    _meter_short(clocks)
+    _meter(clocks)
     _count_flops(clocks)
     return clocks
 
@@ -155,18 +143,12 @@ def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits) -
 def _latency(clocks: list[Clock], limits: Limits) -> None:
     spent = dict.fromkeys(clocks, 0.0)
     for clock in clocks:
-        clock.warmup = _timed(clock.sampler, clock.device, 1, PROBE_EVALUATIONS)[0]
-    for clock in clocks:
+        clock.warmup = _timed(clock, 1, PROBE_EVALUATIONS)[0]
         clock.single.evaluations = _affordable(clock, clock.pace(1), limits.latency_seconds / LATENCY_RUNS)
-    waiting = clocks
-    while waiting:
-        for clock in waiting:
-            spent[clock] += clock.run(clock.single)[0]
-        waiting = [
-            clock
-            for clock in waiting
-            if len(clock.single.seconds) < limits.latency_runs and spent[clock] < limits.latency_seconds
-        ]
+    for _ in range(limits.latency_runs):
+        for clock in clocks:
+            if spent[clock] < limits.latency_seconds:
+                spent[clock] += clock.run(clock.single)
 
 
 def _affordable(clock: Clock, pace: float, seconds: float) -> int:
@@ -214,22 +196,15 @@ def _by_network(clocks: list[Clock]) -> list[list[Clock]]:
 def _throughput(clocks: list[Clock]) -> None:
     for _ in range(THROUGHPUT_RUNS):
         for clock in clocks:
-            before = _allocated(clock.device)
-            clock.meter.lap()
-            seconds, images = clock.run(clock.many)
-            if seconds >= METERED_SECONDS:
-                _note_energy(clock, images)
-            if before is not None:
-                own = torch.cuda.max_memory_allocated(clock.device) - before + _weights_bytes(clock.sampler)
-                clock.peak_memory_mb = own / 2**20
-
-
-def _allocated(device: torch.device) -> int | None:
-    """Bytes that are allocated on a GPU, from which on its peak counts; None on another device."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
+            if clock.device.type != "cuda":
+                clock.run(clock.many)
+                continue
+            others = torch.cuda.memory_allocated(clock.device) - _weights_bytes(clock.sampler)
+            torch.cuda.reset_peak_memory_stats(clock.device)
+            clock.run(clock.many)
+            peak = (torch.cuda.max_memory_allocated(clock.device) - others) / 2**20
+            whole = clock.many.evaluations == clock.sampler.nfe or len(clock.sampler.networks) == 1
+            clock.peak_memory_mb = peak if whole else None  # a stretch ends before a decoder takes its memory
 
 
 def _weights_bytes(sampler: Sampler) -> int:
@@ -237,31 +212,23 @@ def _weights_bytes(sampler: Sampler) -> int:
     return sum(weight.nbytes for weight in weights)
 
 
-def _meter_short(clocks: list[Clock]) -> None:
-    """The energy of samplers whose throughput runs are too short for the counters: of more such runs in a row."""
+def _meter(clocks: list[Clock]) -> None:
+    """The energy of runs in a row that are long enough for the counters."""
     for clock in clocks:
-        if clock.meter.source is None or clock.energy:
-            continue
-        clock.meter.lap()
-        spent, made = 0.0, 0.0
-        while spent < METERED_SECONDS:
-            seconds, evaluations = _timed(clock.sampler, clock.device, clock.many.batch, clock.many.evaluations)
-            spent += seconds
-            made += clock.many.batch * evaluations / clock.sampler.nfe
-        _note_energy(clock, made)
-
-
-def _note_energy(clock: Clock, images: float) -> None:
-    joules = clock.meter.lap()
-    if joules is not None:
-        clock.energy.append((joules, images))
+        meter, spent, images = energy_meter(clock.device), 0.0, 0.0
+        while meter.source is not None and spent < METERED_SECONDS:
+            seconds, evaluations = _timed(clock, clock.many.batch, clock.many.evaluations)
+            spent, images = spent + seconds, images + clock.many.batch * evaluations / clock.sampler.nfe
+        joules = meter.lap()
+        if images and joules is not None:
+            clock.joules, clock.energy_source = joules / images, meter.source
 
 
 def _count_flops(clocks: list[Clock]) -> None:
     """Floating-point operations of one image, from a few evaluations of each network."""
     for group in _by_network(clocks):
         with FlopCounterMode(display=False) as counter:
-            _, evaluations = _timed(group[0].sampler, group[0].device, 1, PROBE_EVALUATIONS)
+            evaluations = _timed(group[0], 1, PROBE_EVALUATIONS)[1]
         for clock in group:
             clock.flops = counter.get_total_flops() * clock.sampler.nfe / evaluations or None
 
@@ -271,12 +238,13 @@ class _Enough(BaseException):
 
 
 @torch.inference_mode()
-def _timed(sampler: Sampler, device: torch.device, batch: int, evaluations: int) -> tuple[float, int]:
+def _timed(clock: Clock, batch: int, evaluations: int) -> tuple[float, int]:
     """Seconds of one run and its evaluations: all, or as many as asked for, from the start of the first one.
 
     A sampler that holds no network that torch calls is run whole.
     """
-    noise, done = BatchNoise(sampler.shape, batch, device), 0
+    sampler, device, done = clock.sampler, clock.device, 0
+    noise = BatchNoise(sampler.shape, batch, device)
 
     def note(rows: int) -> None:
         nonlocal start, done

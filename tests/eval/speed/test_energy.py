@@ -108,8 +108,9 @@ class Sampler:
     """Sleeps, and counts the images that it made."""
 
     name = label = "a"
-    kind, nfe, networks, network_parameters, num_classes, schedule = "teacher", 1, (), 1, None, ()
-    shape = (1, 2, 2)
+    kind, nfe, networks, network_parameters, schedule = "teacher", 1, (), 1, ()
+    shape: tuple[int, int, int] = (1, 2, 2)
+    num_classes: int | None = None
     made = 0
 
     def __init__(self, seconds):

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -44,14 +45,14 @@ class Sleeper:
 
 @pytest.mark.parametrize(("runs", "present"), [(9, ()), (10, ("p90",)), (99, ("p90",)), (100, ("p90", "p99"))])
 def test_percentiles_are_left_out_below_ten_and_a_hundred_runs(runs, present):
-    summary = latency_summary([0.001 * (i + 1) for i in range(runs)])
+    summary = latency_summary([i + 1.0 for i in range(runs)])
     assert summary["runs"] == runs
     assert summary["median"] == pytest.approx((runs + 1) / 2)
     assert {name for name in ("p90", "p99") if summary[name] is not None} == set(present)
 
 
 def test_percentiles_are_the_values_that_few_runs_exceed():
-    summary = latency_summary([0.001 * i for i in range(1, 101)])
+    summary = latency_summary([float(i) for i in range(1, 101)])
     assert summary["p90"] == pytest.approx(90)
     assert summary["p99"] == pytest.approx(99)
 
@@ -61,7 +62,7 @@ def test_samplers_take_turns_and_are_warmed_up_first():
     measure([Sleeper("a", 1, calls=calls), Sleeper("b", 1, calls=calls)], CPU, LIMITS)
     single = [name for name, batch in calls if batch == 1]
     # a warm-up, two runs to learn how long one takes, twelve in turns, one to count operations
-    assert single == ["a", "b", "a", "a", "b", "b", *["a", "b"] * 12, "a"]
+    assert single == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 12 + ["a"]
     assert [name for name, batch in calls if batch == 8] == ["a", "a", *["a", "b"] * THROUGHPUT_RUNS]
 
 
@@ -93,8 +94,9 @@ class Network(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1000))
 
     def forward(self, x):
+        clock: Any = self.clock
+        clock.now += self.cost(len(x))
         self.calls += 1
-        self.clock.now += self.cost(len(x))
         return x
 
 
@@ -138,8 +140,8 @@ def test_speedup_is_no_larger_than_the_ratio_of_evaluations(clock, cost, best):
     made = [("teacher@ddpm:1000", 1000, teacher), ("teacher@ddim:50", 50, teacher, 0.001), ("student@1", 1, student)]
     ddpm, ddim, one = measure([Evaluator(*each) for each in made], CPU, limits)
     assert [each.many.batch for each in (ddpm, ddim, one)] == [best] * 3
-    assert ddpm.ms_per_image / one.ms_per_image == pytest.approx(1000)
-    assert ddpm.ms_per_image == pytest.approx(1e6 * cost(best) / best)
+    assert ddpm.to_json()["ms_per_image"] / one.to_json()["ms_per_image"] == pytest.approx(1000)
+    assert ddpm.to_json()["ms_per_image"] == pytest.approx(1e6 * cost(best) / best)
     assert {len(each.many.seconds) for each in (ddpm, ddim, one)} == {THROUGHPUT_RUNS}
     assert ddpm.to_json()["latency_ms"]["median"] == pytest.approx(1e6 * cost(1))
 

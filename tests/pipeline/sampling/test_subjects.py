@@ -133,7 +133,8 @@ def test_guidance_that_doubles_the_batch_costs_two_evaluations_a_step():
         sample_size=4,
         num_embeds_ada_norm=1000,  # the pipeline takes class 1000 for none
     )
-    pipeline = DiTPipeline(transformer, AutoencoderKL(block_out_channels=(32,)), DDIMScheduler())
+    scheduler: Any = DDIMScheduler()
+    pipeline = DiTPipeline(transformer, AutoencoderKL(block_out_channels=(32,)), scheduler)
     sampler = PipelineSampler("guided", "DiT", pipeline, 3, None)
     assert (sampler.nfe, sampler.shape, sampler.label) == (6, (3, 4, 4), "DiT, 3 steps")
     assert sampler.networks == (transformer, pipeline.vae)
