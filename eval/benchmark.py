@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
-from fewstep.eval.interfaces import ImageSource, Sampler
+from fewstep.eval.interfaces import Sampler
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.quality.extrapolation import Extrapolation
 from fewstep.eval.quality.floor import floor
@@ -225,7 +225,10 @@ class _Run:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
         settings, result = self.settings, self.result(subject)
         for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(subject)):
-            source = self._block(subject, seed)
+            if isinstance(subject, StoredImages):
+                source = subject.block(seed, settings.images)
+            else:
+                source = Generated(subject, seed, settings.images, settings.batch_size)
             what = f"{subject.label}, seed {seed}"
             with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
                 metrics = self._metrics(subject, seed, images, features)
@@ -247,17 +250,10 @@ class _Run:
             save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
         return metrics
 
-    def _block(self, subject: Subject, seed: int) -> ImageSource:
-        settings = self.settings
-        if isinstance(subject, StoredImages):
-            return subject.block(seed, settings.images)
-        return Generated(subject, seed, settings.images, settings.batch_size)
-
     def timing(self) -> None:
-        """Time the samplers that have no time of this machine yet.
+        """Time the samplers that have no time yet, and with them the cheapest one that has, as an anchor.
 
-        With them the cheapest one that has is timed again, as an anchor: by how much its pace has changed, the
-        new times are corrected, so that all of a table are of one pace.
+        The new times are scaled by the anchor's time then over its time now, so that all of a table are of one pace.
         """
         here = environment(self.device)
         conditions = {key: here[key] for key in CONDITIONS} | {"batch_sizes": list(self.settings.limits.batch_sizes)}
@@ -272,7 +268,7 @@ class _Run:
         anchors = sorted(times, key=lambda sampler: times[sampler]["ms_per_image"])[:1]
         self.say(f"Timing {len(missing)} samplers in turns" + "".join(f", and again {each.label}" for each in anchors))
         clocks, pace = measure([*missing, *anchors], self.device, self.settings.limits), None
-        for anchor in anchors:
+        for anchor in anchors:  # one or none
             factor = times[anchor]["ms_per_image"] / clocks.pop().to_json()["ms_per_image"]
             pace = {"anchor": anchor.name, "factor": factor}
         for clock in clocks:

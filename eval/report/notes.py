@@ -168,10 +168,11 @@ def _about_timing(results: Results) -> list[str]:
         f"{environment['threads']} threads), noise in to finished images out. Latency is of one image at a "
         "time, images/s of the best batch size, and speedup is the ratio of images/s."
     ]
-    counts = [min(timing[key]["evaluations_timed"] for key in ("latency_ms", "throughput")) for _, timing in timed]
-    long = [(each["label"], k, each["nfe"]) for (each, _), k in zip(timed, counts, strict=True) if k < each["nfe"]]
+    part = [min(timing[key]["evaluations_timed"] for key in ("latency_ms", "throughput")) for _, timing in timed]
+    counts = [(sampler["label"], count, sampler["nfe"]) for (sampler, _), count in zip(timed, part, strict=True)]
+    long = [f"{label} ({count:,} of {nfe:,})" for label, count, nfe in counts if count < nfe]
     if long:
-        parts = "; ".join(f"{label} ({k:,} of {nfe:,})" for label, k, nfe in long)
+        parts = "; ".join(long)
         lines.append(f"Too long to be timed whole, so timed over some network evaluations and scaled to all: {parts}.")
     paced = [
         f"{sampler['label']} (× {number(timing['pace']['factor'])})" for sampler, timing in timed if timing["pace"]

@@ -14,20 +14,16 @@ def speed_ratios(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]
     student's.
     """
     teachers = [result for result in results if result["kind"] == "teacher"]
+    ddpm = [teacher for teacher in teachers if "@ddpm:" in teacher["name"]]
+    slowest = max(ddpm, key=lambda teacher: teacher["nfe"], default=None)
     return {
         result["name"]: {
-            "against_ddpm": _against_ddpm(result, teachers),
+            "against_ddpm": slowest and _ratio(result, slowest),
             "against_cheapest_within_10pct": _against_cheapest(result, teachers),
         }
         for result in results
         if result["kind"] == "student"
     }
-
-
-def _against_ddpm(student: dict[str, Any], teachers: Sequence[dict[str, Any]]) -> float | None:
-    ddpm = [teacher for teacher in teachers if "@ddpm:" in teacher["name"]]
-    slowest = max(ddpm, key=lambda teacher: teacher["nfe"], default=None)
-    return _ratio(student, slowest) if slowest else None
 
 
 def _against_cheapest(student: dict[str, Any], teachers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

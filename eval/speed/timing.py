@@ -172,13 +172,12 @@ def _probe(clock: Clock, batch_sizes: Sequence[int], most: float) -> dict[int, f
     paces: dict[int, float] = {}
     for batch in sorted(batch_sizes):
         try:
-            pace = clock.pace(batch)
+            paces[batch] = clock.pace(batch)
         except torch.OutOfMemoryError:
             if not paces:
                 raise
             break
-        paces[batch] = pace
-        if pace > most:
+        if paces[batch] > most:
             break
     return paces
 

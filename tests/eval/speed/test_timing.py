@@ -106,11 +106,12 @@ class Evaluator(Sleeper):
     def __init__(self, name, nfe, network, startup=0.0, rows=1):
         super().__init__(name, nfe)
         self.networks, self.startup, self.rows = (network,), startup, rows
+        self.clock = network.clock
         self.kind = name.partition("@")[0]
 
     def sample(self, noise, labels=None):
         x = noise.draw()
-        self.networks[0].clock.now += self.startup
+        self.clock.now += self.startup
         for _ in range(self.nfe // self.rows):
             self.networks[0](torch.cat([x] * self.rows))
         return x
