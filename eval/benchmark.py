@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
-from fewstep.eval.interfaces import ImageSource, Sampler
+from fewstep.eval.interfaces import Sampler
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.quality.extrapolation import Extrapolation
 from fewstep.eval.quality.floor import floor
@@ -30,6 +30,7 @@ from fewstep.files import read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages
 KEPT = {"identity": str, "quality": (None, {"protocol_hash": str, "seeds": [int], "metrics": {}}), "timing": object}
+CONDITIONS = ("device", "processor", "threads", "torch")  # a time of others is not kept
 """What is used of a result file that an earlier call left."""
 
 
@@ -224,7 +225,10 @@ class _Run:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
         settings, result = self.settings, self.result(subject)
         for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(subject)):
-            source = self._block(subject, seed)
+            if isinstance(subject, StoredImages):
+                source = subject.block(seed, settings.images)
+            else:
+                source = Generated(subject, seed, settings.images, settings.batch_size)
             what = f"{subject.label}, seed {seed}"
             with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
                 metrics = self._metrics(subject, seed, images, features)
@@ -246,26 +250,30 @@ class _Run:
             save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
         return metrics
 
-    def _block(self, subject: Subject, seed: int) -> ImageSource:
-        settings = self.settings
-        if isinstance(subject, StoredImages):
-            return subject.block(seed, settings.images)
-        return Generated(subject, seed, settings.images, settings.batch_size)
-
     def timing(self) -> None:
-        """Time all samplers, unless all are timed already."""
+        """Time the samplers that have no time yet, and with them the cheapest one that has, as an anchor.
+
+        The new times are scaled by the anchor's time then over its time now, so that all of a table are of one pace.
+        """
+        here = environment(self.device)
+        conditions = {key: here[key] for key in CONDITIONS} | {"batch_sizes": list(self.settings.limits.batch_sizes)}
         samplers = [subject for subject in self.subjects if not isinstance(subject, StoredImages)]
-        results = [self.result(sampler) for sampler in samplers]
-        if all(result["timing"] for result in results):
+        results = {sampler: self.result(sampler) for sampler in samplers}
+        times = {sampler: result["timing"] for sampler, result in results.items() if result["timing"]}
+        if any(time.get("conditions") != conditions for time in times.values()):
+            times = {}
+        missing = [sampler for sampler in samplers if sampler not in times]
+        if not missing:
             return
-        self.say(f"Timing {len(results)} samplers in turns")
-        keyed = {sampler.name for sampler in samplers if not self.settings.blocks(sampler)}
-        for clock, result in zip(measure(samplers, self.device, self.settings.limits, keyed), results, strict=True):
-            if clock.images is not None:
-                save_grid(self.folder / "grids" / f"{slug(clock.sampler.name)}.png", clock.images)
-            result["timing"] = clock.to_json()
-            write_json(self._path(clock.sampler), sealed(result))
-            timing = result["timing"]
+        anchors = sorted(times, key=lambda sampler: times[sampler]["ms_per_image"])[:1]
+        self.say(f"Timing {len(missing)} samplers in turns" + "".join(f", and again {each.label}" for each in anchors))
+        clocks, pace = measure([*missing, *anchors], self.device, self.settings.limits), None
+        for anchor in anchors:  # one or none
+            factor = times[anchor]["ms_per_image"] / clocks.pop().to_json()["ms_per_image"]
+            pace = {"anchor": anchor.name, "factor": factor}
+        for clock in clocks:
+            timing = clock.to_json(pace) | {"conditions": conditions}
+            write_json(self._path(clock.sampler), sealed(results[clock.sampler] | {"timing": timing}))
             self.say(
                 f"{clock.sampler.label}: {timing['latency_ms']['median']:.1f} ms for one image, "
                 f"{timing['throughput']['images_per_second']:.1f} images/s"

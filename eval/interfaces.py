@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Noise(Protocol):
@@ -27,31 +27,22 @@ class Sampler(Protocol):
     """Anything that makes images: a teacher under a solver, a student at some number of steps, a pipeline.
 
     `name` is unique in a table ("teacher@ddim:50", "student@1"), `label` is for people, `kind` is "teacher"
-    or "student", `nfe` counts network evaluations for one image, `shape` is (C, H, W), `num_classes` is None
-    for an unconditional model, `schedule` holds the timesteps or sigmas that are used. One that runs on another
-    device than the benchmark's has it as `device`.
+    or "student", `nfe` counts network evaluations for one image, rows of the network's batch, `networks` are those
+    that torch runs, first the one that is evaluated, `shape` is (C, H, W), `num_classes` is None for an unconditional
+    model, `schedule` holds the timesteps or sigmas that are used. One that runs on another device than the
+    benchmark's has it as `device`.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    label: str
+    kind: str
+    nfe: int
+    network_parameters: int
+    shape: tuple[int, int, int]
+    num_classes: int | None
 
     @property
-    def label(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def nfe(self) -> int: ...
-
-    @property
-    def network_parameters(self) -> int: ...
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def num_classes(self) -> int | None: ...
+    def networks(self) -> Sequence[nn.Module]: ...
 
     @property
     def schedule(self) -> Sequence[float]: ...

@@ -160,7 +160,7 @@ def _about_intervals(results: Results) -> list[str]:
 
 def _about_timing(results: Results) -> list[str]:
     environment = results["benchmark"]["environment"]
-    timed = [sampler["timing"] for sampler in results["samplers"] if sampler["timing"] is not None]
+    timed = [(sampler, sampler["timing"]) for sampler in results["samplers"] if sampler["timing"] is not None]
     if not timed:
         return []
     lines = [
@@ -168,6 +168,17 @@ def _about_timing(results: Results) -> list[str]:
         f"{environment['threads']} threads), noise in to finished images out. Latency is of one image at a "
         "time, images/s of the best batch size, and speedup is the ratio of images/s."
     ]
-    if any(timing["latency_ms"]["p90"] is None for timing in timed):
+    part = [min(timing[key]["evaluations_timed"] for key in ("latency_ms", "throughput")) for _, timing in timed]
+    counts = [(sampler["label"], count, sampler["nfe"]) for (sampler, _), count in zip(timed, part, strict=True)]
+    long = [f"{label} ({count:,} of {nfe:,})" for label, count, nfe in counts if count < nfe]
+    if long:
+        parts = "; ".join(long)
+        lines.append(f"Too long to be timed whole, so timed over some network evaluations and scaled to all: {parts}.")
+    paced = [
+        f"{sampler['label']} (× {number(timing['pace']['factor'])})" for sampler, timing in timed if timing["pace"]
+    ]
+    if paced:
+        lines.append(f"Timed after the rest, and scaled by the pace of a sampler timed both times: {'; '.join(paced)}.")
+    if any(timing["latency_ms"]["p90"] is None for _, timing in timed):
         lines.append("Where p90 is missing, fewer than 10 runs were timed.")
     return lines

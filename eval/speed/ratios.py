@@ -9,25 +9,21 @@ WITHIN = 1.1  # "as good": a Frechet distance of at most 1.1 times the student's
 def speed_ratios(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each student: how many times the images per second of a teacher's sampler it makes.
 
-    {"student@1": {"against_ddpm": x | null, "against_cheapest_within_10pct": {"name", "ratio"} | null}}, from
+    {student's name: {"against_ddpm": x | null, "against_cheapest_within_10pct": {"name", "ratio"} | null}}, from
     sampler results of one protocol. Null: no DDPM in the table; no quality, or no solver within 10 % of the
     student's.
     """
     teachers = [result for result in results if result["kind"] == "teacher"]
+    ddpm = [teacher for teacher in teachers if "@ddpm:" in teacher["name"]]
+    slowest = max(ddpm, key=lambda teacher: teacher["nfe"], default=None)
     return {
         result["name"]: {
-            "against_ddpm": _against_ddpm(result, teachers),
+            "against_ddpm": slowest and _ratio(result, slowest),
             "against_cheapest_within_10pct": _against_cheapest(result, teachers),
         }
         for result in results
         if result["kind"] == "student"
     }
-
-
-def _against_ddpm(student: dict[str, Any], teachers: Sequence[dict[str, Any]]) -> float | None:
-    ddpm = [teacher for teacher in teachers if teacher["name"].startswith("teacher@ddpm:")]
-    slowest = max(ddpm, key=lambda teacher: teacher["nfe"], default=None)
-    return _ratio(student, slowest) if slowest else None
 
 
 def _against_cheapest(student: dict[str, Any], teachers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -1,13 +1,16 @@
 """Time: noise in, finished float images out, on the device.
 
 Loading and compiling are not in it. Each sampler is warmed up, the device is synchronised before and after
-each run, and the samplers take turns (A B A B), so that a machine that grows slower does so for all of them.
+each run, and the samplers take turns (A B A B), so that a machine that grows slower does so for all of them. All get
+the same number of runs at the same batch sizes: of one that is too long, each run is a stretch of its network
+evaluations, from the start of the first one, and the time of all of them follows from it.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.eval.images import labels_for, to_uint8
-from fewstep.eval.interfaces import Noise, Sampler
-from fewstep.eval.noise import KeyedNoise
-from fewstep.eval.speed.energy import METERED_SECONDS, Meter, energy_meter
+from fewstep.eval.images import labels_for
+from fewstep.eval.interfaces import Sampler
+from fewstep.eval.speed.energy import METERED_SECONDS, energy_meter
+from fewstep.eval.speed.evaluations import each_evaluation
 
+LATENCY_RUNS = 12  # at batch 1 of a sampler too long to be timed whole: p90 takes 10
 THROUGHPUT_RUNS = 3
-KEYED_BATCH = 64  # images of the run of a sampler that is timed on one batch only
+PROBE_EVALUATIONS = 2  # most evaluations of a run that only finds out how long others would take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Limits:
 
     latency_runs: most runs at batch 1. latency_seconds: most seconds of them for one sampler, one run at
     least. batch_sizes: tried for throughput. throughput_seconds: most seconds of throughput runs for one
-    sampler.
+    sampler, each one evaluation at least.
     """
 
     latency_runs: int
@@ -57,195 +61,206 @@ class BatchNoise:
 
 
 @dataclass
-class Clock:
-    """One sampler's measurements, in seconds.
+class Runs:
+    """Runs of one batch size: seconds of each as of a whole run, and the evaluations that are timed of it."""
 
-    `flops` are those of one image, None where they are not torch's; `energy` joules and images of throughput runs, none
-    where the device does not count them; `images` uint8 of a sampler timed on one keyed batch.
-    """
-
-    sampler: Sampler
-    meter: Meter
-    warmup: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    batch: int = 0
+    batch: int
+    evaluations: int
     seconds: list[float] = field(default_factory=list)
-    peak_memory_mb: float | None = None
-    flops: float | None = None
-    energy: list[tuple[float, int]] = field(default_factory=list)
-    images: Tensor | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The "timing" part of a sampler's result file."""
-        joules, metered = (sum(column) for column in zip((0.0, 0), *self.energy, strict=True))
-        rate = self.batch / statistics.median(self.seconds)
+
+class Clock:
+    """One sampler's measurements: runs at batch 1 and at the best batch size, and what else `to_json` tells."""
+
+    def __init__(self, sampler: Sampler, device: torch.device) -> None:
+        self.sampler, self.device = sampler, getattr(sampler, "device", device)
+        self.single, self.many = Runs(1, sampler.nfe), Runs(1, sampler.nfe)
+        self.warmup = 0.0
+        self.peak_memory_mb: float | None = None
+        self.flops: float | None = None  # of one image; None where they are not torch's
+        self.joules: float | None = None  # of one image; None where the device does not count them
+        self.energy_source: str | None = None
+
+    def run(self, runs: Runs) -> float:
+        """One more of these runs; its own seconds, which are not those of a whole run where it is a stretch."""
+        seconds, runs.evaluations = _timed(self, runs.batch, runs.evaluations)
+        runs.seconds.append(seconds * self.sampler.nfe / runs.evaluations)
+        return seconds
+
+    def pace(self, batch: int) -> float:
+        """Seconds of one evaluation at a batch size, the better of two short runs."""
+        short = (_timed(self, batch, PROBE_EVALUATIONS) for _ in range(2))
+        return min(seconds / evaluations for seconds, evaluations in short)
+
+    def to_json(self, pace: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The "timing" part of a sampler's result file.
+
+        pace: {"anchor": the name of a sampler whose time is kept from earlier, "factor": that time by its time now}.
+        """
+        factor = 1000 if pace is None else 1000 * pace["factor"]
+        latency = latency_summary([factor * seconds for seconds in self.single.seconds])
+        ms = factor * statistics.median(self.many.seconds) / self.many.batch
         return {
-            "latency_ms": latency_summary(self.latencies),
-            "throughput": {"images_per_second": rate, "batch_size": self.batch, "runs": len(self.seconds)},
-            "ms_per_image": 1000 / rate,
+            "latency_ms": latency | {"evaluations_timed": self.single.evaluations},
+            "throughput": {
+                "images_per_second": 1000 / ms,
+                "batch_size": self.many.batch,
+                "runs": len(self.many.seconds),
+                "evaluations_timed": self.many.evaluations,
+            },
+            "ms_per_image": ms,
+            "pace": pace,
             "peak_memory_mb": self.peak_memory_mb,
             "flops_per_image": self.flops,
-            "joules_per_image": joules / metered if metered else None,
-            "energy_source": self.meter.source if metered else None,
+            "joules_per_image": self.joules,
+            "energy_source": self.energy_source,
             "warmup_s": self.warmup,
         }
 
 
-def latency_summary(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median in ms, p90 from 10 runs on, p99 from 100 runs on; fewer runs: None, not a guess."""
-    ordered = sorted(1000 * value for value in seconds)
-    runs = len(ordered)
-
-    def percentile(percent: int, least: int) -> float | None:
-        return ordered[math.ceil(runs * percent / 100) - 1] if runs >= least else None
-
+def latency_summary(ms: Sequence[float]) -> dict[str, Any]:
+    """Median, p90 from 10 runs on, p99 from 100 runs on; fewer runs: None, not a guess."""
+    ordered, runs = sorted(ms), len(ms)
     return {
         "median": statistics.median(ordered),
-        "p90": percentile(90, 10),
-        "p99": percentile(99, 100),
+        "p90": ordered[math.ceil(0.9 * runs) - 1] if runs >= 10 else None,
+        "p99": ordered[math.ceil(0.99 * runs) - 1] if runs >= 100 else None,
         "runs": runs,
     }
 
 
-def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits, keyed: set[str]) -> list[Clock]:
-    """Time every sampler: latency at batch 1, then throughput.
-
-    Samplers named in `keyed` are too slow for more: one throughput run of 64 images, made from the keyed
-    noise of seed 0 so that they serve as sample images too.
-    """
-    clocks = [Clock(sampler, energy_meter(getattr(sampler, "device", device))) for sampler in samplers]
-    _latency(clocks, device, limits)
-    _choose_batches(clocks, device, limits, keyed)
-    _throughput(clocks, device, limits, keyed)
-    _meter_short(clocks, device)
-    _count_flops(clocks, device)
+def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits) -> list[Clock]:
+    """Time every sampler: latency at batch 1, then throughput at its network's best batch size."""
+    clocks = [Clock(sampler, device) for sampler in samplers]
+    _latency(clocks, limits)
+    _choose_batches(clocks, limits)
+    _throughput(clocks)
+    _meter(clocks)
+    _count_flops(clocks)
     return clocks
 
 
-def _latency(clocks: list[Clock], device: torch.device, limits: Limits) -> None:
+def _latency(clocks: list[Clock], limits: Limits) -> None:
+    spent = dict.fromkeys(clocks, 0.0)
     for clock in clocks:
-        clock.warmup = _timed(clock.sampler, BatchNoise(clock.sampler.shape, 1, device), device)[0]
-    waiting = clocks
-    while waiting:
-        for clock in waiting:
-            noise = BatchNoise(clock.sampler.shape, 1, device)
-            clock.latencies.append(_timed(clock.sampler, noise, device)[0])
-        waiting = [
-            clock
-            for clock in waiting
-            if len(clock.latencies) < limits.latency_runs and sum(clock.latencies) < limits.latency_seconds
-        ]
+        clock.warmup = _timed(clock, 1, PROBE_EVALUATIONS)[0]
+        clock.single.evaluations = _affordable(clock, clock.pace(1), limits.latency_seconds / LATENCY_RUNS)
+    for _ in range(limits.latency_runs):
+        for clock in clocks:
+            if spent[clock] < limits.latency_seconds:
+                spent[clock] += clock.run(clock.single)
 
 
-def _choose_batches(clocks: list[Clock], device: torch.device, limits: Limits, keyed: set[str]) -> None:
-    """The best batch size of each network, found with the sampler of fewest evaluations.
+def _affordable(clock: Clock, pace: float, seconds: float) -> int:
+    """How many evaluations a run can have in so many seconds, one at least, all at most."""
+    return min(clock.sampler.nfe, max(1, int(seconds / pace)))
 
-    A sampler for which one run at that size would take longer than throughput_seconds gets the largest listed
-    size that does not, or the smallest listed one.
-    """
-    for probe, group in _by_network(clocks):
-        seconds = _probe(probe, device, limits)
-        best = min(seconds, key=lambda batch: seconds[batch] / batch)
+
+def _choose_batches(clocks: list[Clock], limits: Limits) -> None:
+    """The best batch size of each network, which hardly depends on the solver, and how much of a run to time there."""
+    seconds = limits.throughput_seconds / THROUGHPUT_RUNS
+    for group in _by_network(clocks):
+        paces = _probe(group[0], limits.batch_sizes, seconds)
+        best = min(paces, key=lambda batch: paces[batch] / batch)
         for clock in group:
-            cost = {batch: seconds[batch] * clock.sampler.nfe / probe.nfe for batch in seconds if batch <= best}
-            fits = [batch for batch in cost if cost[batch] <= limits.throughput_seconds]
-            clock.batch = KEYED_BATCH if clock.sampler.name in keyed else max(fits, default=min(seconds))
+            clock.many.batch = best
+            clock.many.evaluations = _affordable(clock, paces[best], seconds)
 
 
-def _count_flops(clocks: list[Clock], device: torch.device) -> None:
-    """Floating-point operations of one image, counted with the sampler of fewest evaluations of each network."""
-    for probe, group in _by_network(clocks):
-        with FlopCounterMode(display=False) as counter:
-            _timed(probe, BatchNoise(probe.shape, 1, device), device)
-        for clock in group:
-            clock.flops = counter.get_total_flops() * clock.sampler.nfe / probe.nfe or None
-
-
-def _by_network(clocks: list[Clock]) -> list[tuple[Sampler, list[Clock]]]:
-    """The clocks of each network, with its sampler of fewest evaluations."""
-    networks: dict[tuple[str, int], list[Clock]] = {}
-    for clock in clocks:
-        networks.setdefault((clock.sampler.kind, clock.sampler.network_parameters), []).append(clock)
-    return [
-        (min((clock.sampler for clock in group), key=lambda sampler: sampler.nfe), group) for group in networks.values()
-    ]
-
-
-def _probe(sampler: Sampler, device: torch.device, limits: Limits) -> dict[int, float]:
-    """Seconds of one run at each batch size, up to the first that takes too long or does not fit."""
-    seconds: dict[int, float] = {}
-    for batch in sorted(limits.batch_sizes):
+def _probe(clock: Clock, batch_sizes: Sequence[int], most: float) -> dict[int, float]:
+    """Seconds of one evaluation at each batch size, up to the first that takes too long or does not fit."""
+    paces: dict[int, float] = {}
+    for batch in sorted(batch_sizes):
         try:
-            first = _timed(sampler, BatchNoise(sampler.shape, batch, device), device)[0]
-            again = _timed(sampler, BatchNoise(sampler.shape, batch, device), device)[0]
+            paces[batch] = clock.pace(batch)
         except torch.OutOfMemoryError:
-            if not seconds:
+            if not paces:
                 raise
             break
-        seconds[batch] = min(first, again)
-        if seconds[batch] > limits.throughput_seconds:
+        if paces[batch] > most:
             break
-    return seconds
+    return paces
 
 
-def _throughput(clocks: list[Clock], device: torch.device, limits: Limits, keyed: set[str]) -> None:
-    waiting = clocks
-    while waiting:
-        for clock in waiting:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            sampler, alone = clock.sampler, clock.sampler.name in keyed
-            noise = (
-                KeyedNoise(sampler.shape, 0, 0, clock.batch)
-                if alone
-                else BatchNoise(sampler.shape, clock.batch, device)
-            )
-            clock.meter.lap()
-            seconds, x = _timed(sampler, noise, device)
-            if seconds >= METERED_SECONDS:
-                _note_energy(clock, clock.batch)
-            clock.seconds.append(seconds)
-            if device.type == "cuda":
-                clock.peak_memory_mb = torch.cuda.max_memory_allocated(device) / 2**20
-            if alone:
-                clock.images = to_uint8(x).cpu()
-        waiting = [
-            clock
-            for clock in waiting
-            if clock.images is None
-            and len(clock.seconds) < THROUGHPUT_RUNS
-            and sum(clock.seconds) + clock.seconds[-1] <= limits.throughput_seconds
-        ]
+def _by_network(clocks: list[Clock]) -> list[list[Clock]]:
+    """The clocks of each network in each way of running it, that of fewest evaluations first."""
+    networks: dict[tuple[object, ...], list[Clock]] = {}
+    for clock in sorted(clocks, key=lambda clock: clock.sampler.nfe):
+        sampler = clock.sampler
+        key = (type(sampler), clock.device, sampler.shape, sampler.network_parameters)
+        networks.setdefault(key, []).append(clock)
+    return list(networks.values())
 
 
-def _meter_short(clocks: list[Clock], device: torch.device) -> None:
-    """The energy of samplers whose throughput runs are too short for the counters: of more such runs in a row."""
+def _throughput(clocks: list[Clock]) -> None:
+    for _ in range(THROUGHPUT_RUNS):
+        for clock in clocks:
+            if clock.device.type != "cuda":
+                clock.run(clock.many)
+                continue
+            others = torch.cuda.memory_allocated(clock.device) - _weights_bytes(clock.sampler)
+            torch.cuda.reset_peak_memory_stats(clock.device)
+            clock.run(clock.many)
+            peak = (torch.cuda.max_memory_allocated(clock.device) - others) / 2**20
+            whole = clock.many.evaluations == clock.sampler.nfe or len(clock.sampler.networks) == 1
+            clock.peak_memory_mb = peak if whole else None  # a stretch ends before a decoder takes its memory
+
+
+def _weights_bytes(sampler: Sampler) -> int:
+    weights = [weight for network in sampler.networks for weight in (*network.parameters(), *network.buffers())]
+    return sum(weight.nbytes for weight in weights)
+
+
+def _meter(clocks: list[Clock]) -> None:
+    """The energy of runs in a row that are long enough for the counters."""
     for clock in clocks:
-        if clock.meter.source is None or clock.energy:
-            continue
-        clock.meter.lap()
-        seconds = [0.0]
-        while sum(seconds) < METERED_SECONDS:
-            noise = BatchNoise(clock.sampler.shape, clock.batch, device)
-            seconds.append(_timed(clock.sampler, noise, device)[0])
-        _note_energy(clock, clock.batch * (len(seconds) - 1))
+        meter, spent, images = energy_meter(clock.device), 0.0, 0.0
+        while meter.source is not None and spent < METERED_SECONDS:
+            seconds, evaluations = _timed(clock, clock.many.batch, clock.many.evaluations)
+            spent, images = spent + seconds, images + clock.many.batch * evaluations / clock.sampler.nfe
+        joules = meter.lap()
+        if images and joules is not None:
+            clock.joules, clock.energy_source = joules / images, meter.source
 
 
-def _note_energy(clock: Clock, images: int) -> None:
-    joules = clock.meter.lap()
-    if joules is not None:
-        clock.energy.append((joules, images))
+def _count_flops(clocks: list[Clock]) -> None:
+    """Floating-point operations of one image, from a few evaluations of each network."""
+    for group in _by_network(clocks):
+        with FlopCounterMode(display=False) as counter:
+            evaluations = _timed(group[0], 1, PROBE_EVALUATIONS)[1]
+        for clock in group:
+            clock.flops = counter.get_total_flops() * clock.sampler.nfe / evaluations or None
+
+
+class _Enough(BaseException):
+    """A run has had the evaluations that were asked for; no handler of errors on the way may take it for one."""
 
 
 @torch.inference_mode()
-def _timed(sampler: Sampler, noise: Noise, device: torch.device) -> tuple[float, Tensor]:
-    """Seconds of one run and its images."""
-    labels = labels_for(sampler, 0, len(noise.generators))
+def _timed(clock: Clock, batch: int, evaluations: int) -> tuple[float, int]:
+    """Seconds of one run and its evaluations: all, or as many as asked for, from the start of the first one.
+
+    A sampler that holds no network that torch calls is run whole.
+    """
+    sampler, device, done = clock.sampler, clock.device, 0
+    noise = BatchNoise(sampler.shape, batch, device)
+
+    def note(rows: int) -> None:
+        nonlocal start, done
+        if done == 0:
+            synchronise(device)
+            start = time.perf_counter()
+        elif done >= evaluations * batch:
+            raise _Enough
+        done += rows
+
+    stretch = evaluations < sampler.nfe and len(sampler.networks) > 0
     synchronise(device)
     start = time.perf_counter()
-    x = sampler.sample(noise, labels)
+    with each_evaluation(sampler.networks[0], note) if stretch else nullcontext(), suppress(_Enough):
+        sampler.sample(noise, labels_for(sampler, 0, batch))
     synchronise(device)
-    return time.perf_counter() - start, x
+    return time.perf_counter() - start, done // batch if stretch else sampler.nfe
 
 
 def synchronise(device: torch.device) -> None:

@@ -31,7 +31,7 @@ class ModelSampler:
         self.nfe, self.schedule = nfe, schedule
         self.shape, self.num_classes = model.space.shape, model.space.num_classes
         self.network_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._model, self._sample = model, sample
+        self.networks, self._model, self._sample = (model,), model, sample
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B,C,H,W] in [-1, 1] on the model's device; an unconditional model ignores `labels`."""

@@ -25,6 +25,7 @@ class OnnxSampler:
 
     kind = "export"
     nfe = 1
+    networks = ()
     num_classes: int | None = None
     schedule: Sequence[float] = ()
     device = torch.device("cpu")  # where it runs, whatever device the others of a table run on

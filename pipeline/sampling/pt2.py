@@ -44,6 +44,7 @@ class ProgramSampler:
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
         with unreadable(name, f"cannot be made into a module on {device}"):
             self._module = move_to_device_pass(program, device).module()
+        self.networks = (self._module,)
         for batch in (1, 2):
             self._check_output(batch)
 

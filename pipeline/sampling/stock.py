@@ -2,8 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
+from fewstep.eval.speed.evaluations import each_evaluation
 from fewstep.files import read_json
 from fewstep.teachers.stock import check_numbers, quiet
 
@@ -79,14 +78,15 @@ class PipelineSampler:
             swap_scheduler(name, pipeline, solver)
         self.pipeline.set_progress_bar_config(disable=True)
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
-        networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        self.network_parameters = sum(parameter.numel() for part in networks for parameter in part.parameters())
         self.num_classes = num_classes(pipeline)
-        network = denoising_network(name, pipeline)
+        network, rows = denoising_network(name, pipeline), list[int]()
         network.register_forward_pre_hook(stop_if_cancelled)
-        with counted_calls(network) as calls:
+        parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        self.networks = (network, *(part for part in parts if part is not network))
+        self.network_parameters = sum(parameter.numel() for part in parts for parameter in part.parameters())
+        with each_evaluation(network, rows.append):
             image = self._call([torch.Generator("cpu").manual_seed(0)], [0])
-        self.nfe, self.shape = len(calls), (image.shape[1], image.shape[2], image.shape[3])
+        self.nfe, self.shape = sum(rows), (image.shape[1], image.shape[2], image.shape[3])
         self.label = f"{label}, {self.nfe} evaluations" if steps is None else f"{label}, {steps} steps"
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
@@ -137,14 +137,3 @@ def num_classes(pipeline: DiffusionPipeline) -> int | None:
             if config.get(key):
                 return int(config[key])
     return None
-
-
-@contextmanager
-def counted_calls(network: nn.Module) -> Iterator[list[None]]:
-    """A list that grows by one entry with each call of the network."""
-    calls: list[None] = []
-    hook = network.register_forward_pre_hook(lambda *_: calls.append(None))
-    try:
-        yield calls
-    finally:
-        hook.remove()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fewstep.eval.benchmark
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
 from fewstep.eval.features.digits_cnn import digits
@@ -18,8 +19,9 @@ from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.images import StoredImages
 from fewstep.eval.quality.protocol import slug
 from fewstep.eval.quality.references import Reference, load_reference
+from fewstep.eval.speed.environment import environment
 from fewstep.eval.speed.ratios import speed_ratios
-from fewstep.eval.speed.timing import Limits
+from fewstep.eval.speed.timing import Clock, Limits
 
 NAMES = ("teacher@ddpm:1000", "teacher@ddim:50", "student@1")
 LIMITS = Limits(latency_runs=10, latency_seconds=1.0, batch_sizes=(4, 16), throughput_seconds=1.0)
@@ -42,6 +44,7 @@ class Painter:
     num_classes: int | None = None
     schedule: Sequence[float] = (80.0, 0.5)
     network_parameters = 7
+    networks = ()
 
     def __init__(self, name: str, nfe: int, strength, fail_at=None):
         self.name, self.label, self.kind, self.nfe = name, f"Painter {name}", name.split("@")[0], nfe
@@ -119,7 +122,8 @@ def test_every_file_is_written_and_every_number_is_finite(finished):
     assert value["sampler_order"] == ["teacher@ddpm:1000", "teacher@ddim:50", "student@1"]
     assert value["metric_name"] == "FD (digits-cnn)"
     assert all(math.isfinite(x) for x in numbers([value, results]))
-    for name in ("real", *results):
+    assert not (folder / "grids" / "teacher_ddpm_1000.png").exists()  # timed only
+    for name in ("real", "teacher_ddim_50", "student_1"):
         assert picture_size(folder / "grids" / f"{name}.png") == (64, 64)
     assert picture_size(folder / "neighbours.png") == (16 * 8, 2 * 8)
 
@@ -148,7 +152,7 @@ def test_ddpm_is_timed_and_its_quality_left_out_with_the_reason(finished):
     result = finished[2]["teacher_ddpm_1000"]
     assert result["quality"] is None
     assert "eval.ddpm_seed_blocks" in result["quality_left_out"]
-    assert result["timing"]["throughput"]["batch_size"] == 64
+    assert result["timing"]["throughput"]["runs"] == finished[2]["student_1"]["timing"]["throughput"]["runs"] == 3
     assert finished[2]["student_1"]["quality_left_out"] is None
 
 
@@ -169,6 +173,61 @@ def test_an_interrupted_benchmark_keeps_finished_blocks_and_ends_equal(finished,
     third = samplers()
     run(tmp_path, third)
     assert [sampler.calls for sampler in third] == [0, 0, 0]
+
+
+def fake_measure(monkeypatch, slower=1.0):
+    """Measurements of 1 ms an evaluation times `slower`; returns the names that are timed, call by call."""
+    calls = []
+
+    def measure(samplers, device, limits):
+        calls.append([sampler.name for sampler in samplers])
+        clocks = [Clock(sampler, device) for sampler in samplers]
+        for clock in clocks:
+            for runs in (clock.single, clock.many):
+                runs.evaluations, runs.seconds = clock.sampler.nfe, [0.001 * clock.sampler.nfe * slower]
+        return clocks
+
+    monkeypatch.setattr(fewstep.eval.benchmark, "measure", measure)
+    return calls
+
+
+def timings(folder):
+    results = [json.loads(path.read_text()) for path in (folder / "samplers").iterdir()]
+    return {result["name"]: result["timing"] for result in results}
+
+
+def test_an_added_sampler_is_timed_with_the_cheapest_one_as_its_anchor(tmp_path, monkeypatch):
+    calls = fake_measure(monkeypatch)
+    run(tmp_path, samplers()[1:])
+    before = timings(tmp_path)
+    assert calls == [["teacher@ddim:50", "student@1"]]
+    assert all(timing["pace"] is None for timing in before.values())
+    calls = fake_measure(monkeypatch, slower=1.25)  # the machine has grown slower since
+    value = run(tmp_path, samplers())
+    assert calls == [["teacher@ddpm:1000", "student@1"]]
+    after = timings(tmp_path)
+    ddpm = after.pop("teacher@ddpm:1000")
+    assert after == before
+    assert ddpm["pace"] == {"anchor": "student@1", "factor": pytest.approx(0.8)}
+    assert (ddpm["ms_per_image"], ddpm["latency_ms"]["median"]) == (pytest.approx(1000), pytest.approx(1000))
+    assert value["speed"]["student@1"]["against_ddpm"] == pytest.approx(1000)
+    run(tmp_path, samplers())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("key", ["device", "processor", "threads", "torch", "batch_sizes"])
+def test_times_of_another_environment_are_not_kept(tmp_path, monkeypatch, key):
+    fake_measure(monkeypatch)
+    run(tmp_path, samplers()[1:])
+    settings, calls = SETTINGS, fake_measure(monkeypatch)
+    if key == "batch_sizes":
+        settings = dataclasses.replace(SETTINGS, limits=dataclasses.replace(LIMITS, batch_sizes=(4,)))
+    else:
+        elsewhere = environment(torch.device("cpu")) | {key: "another"}
+        monkeypatch.setattr(fewstep.eval.benchmark, "environment", lambda device: elsewhere)
+    run(tmp_path, samplers(), settings)
+    assert calls == [list(NAMES)]
+    assert all(timing["pace"] is None for timing in timings(tmp_path).values())
 
 
 def test_a_sampler_that_left_the_list_leaves_the_folder(tmp_path):
@@ -250,28 +309,29 @@ def test_statistics_alone_give_the_same_distance_and_no_more(tmp_path):
     assert of["bare"]["quality"]["metrics"]["fd"] == of["whole"]["quality"]["metrics"]["fd"]
 
 
-def timed(name, ms, fd):
+def timed(name, ms, fd, kind="teacher"):
     quality = None if fd is None else {"metrics": {"fd": {"mean": fd}}}
-    timing = {"ms_per_image": ms}
-    return {"name": name, "kind": name.split("@")[0], "nfe": 1, "quality": quality, "timing": timing}
+    return {"name": name, "kind": kind, "nfe": round(2 * ms), "quality": quality, "timing": {"ms_per_image": ms}}
 
 
 def test_speed_is_against_ddpm_and_the_cheapest_solver_within_ten_percent():
     results = [
-        timed("teacher@ddpm:1000", 500.0, None),
+        timed("runs/a/teacher@ddpm:1000", 500.0, None),
+        timed("teacher@ddpm:100", 50.0, None),
+        timed("b@ddpm:9000", 4500.0, 1.0, "pipeline"),
         timed("teacher@ddim:50", 25.0, 20.0),
         timed("teacher@ddim:10", 5.0, 33.0),
         timed("teacher@ddim:5", 2.5, 33.1),
-        timed("student@1", 0.5, 30.0),
-        timed("student@2", 1.0, 17.0),
+        timed("teacher@1", 0.5, 30.0, "student"),
+        timed("ect@2", 1.0, 17.0, "student"),
     ]
     speed = speed_ratios(results)
-    assert speed["student@1"] == {
+    assert speed["teacher@1"] == {
         "against_ddpm": 1000.0,
         "against_cheapest_within_10pct": {"name": "teacher@ddim:10", "ratio": 10.0},
     }
-    assert speed["student@2"] == {"against_ddpm": 500.0, "against_cheapest_within_10pct": None}
-    assert set(speed) == {"student@1", "student@2"}
+    assert speed["ect@2"] == {"against_ddpm": 500.0, "against_cheapest_within_10pct": None}
+    assert set(speed) == {"teacher@1", "ect@2"}
 
 
 def test_slugs_are_file_names():

@@ -15,7 +15,7 @@ SHAPE = (1, 4, 4)
 class Blur:
     """A sampler that uses two draws and, when conditional, the label."""
 
-    name, label, kind, nfe, network_parameters = "teacher@two:2", "Two draws", "teacher", 2, 3
+    name, label, kind, nfe, networks, network_parameters = "teacher@two:2", "Two draws", "teacher", 2, (), 3
     shape: tuple[int, int, int] = SHAPE
     schedule: Sequence[float] = (1.0, 0.5)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fewstep.eval.report.inputs import read_run
+from fewstep.eval.report.notes import caveats
 from fewstep.eval.report.plots import Point, envelope, pareto_front, quality_against_time, running_mean
 from fewstep.eval.report.tables import duration, headline, number, spread
 
@@ -54,6 +55,19 @@ def test_headline_without_ddpm_or_teacher(run_dir):
     assert headline(results) == "Two network evaluations: FD (digits-cnn) 28.8."
     results["samplers"] = [s for s in full if s["kind"] == "teacher"]
     assert headline(results) == "digits: no student’s quality was measured."
+
+
+def test_times_that_were_scaled_are_named(run_dir):
+    results = json.loads(json.dumps(read_run(run_dir, []).results))
+    before, (ddpm, ddim) = caveats(results), results["samplers"][:2]
+    ddpm["timing"]["throughput"]["evaluations_timed"] = 40
+    ddim["timing"]["pace"] = {"anchor": "student@1", "factor": 0.97}
+    assert [line for line in caveats(results) if line not in before] == [
+        "Too long to be timed whole, so timed over some network evaluations and scaled to all: "
+        "Teacher, DDPM, 1000 steps (40 of 1,000).",
+        "Timed after the rest, and scaled by the pace of a sampler timed both times: "
+        "Teacher, DDIM, 50 steps (× 0.970).",
+    ]
 
 
 def test_pareto_front_drops_what_another_beats_in_both():

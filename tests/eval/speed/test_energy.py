@@ -108,8 +108,9 @@ class Sampler:
     """Sleeps, and counts the images that it made."""
 
     name = label = "a"
-    kind, nfe, network_parameters, num_classes, schedule = "teacher", 1, 1, None, ()
-    shape = (1, 2, 2)
+    kind, nfe, networks, network_parameters, schedule = "teacher", 1, (), 1, ()
+    shape: tuple[int, int, int] = (1, 2, 2)
+    num_classes: int | None = None
     made = 0
 
     def __init__(self, seconds):
@@ -126,16 +127,18 @@ def test_joules_of_an_image_are_of_throughput_runs_long_enough_to_count(monkeypa
     """One joule for each image that is made: exact, whether a run is long enough alone or several are needed."""
     monkeypatch.setattr(timing, "METERED_SECONDS", 0.05)
     monkeypatch.setattr(timing, "energy_meter", lambda device: Meter("images", [(lambda: float(Sampler.made), None)]))
-    made = measure([Sampler(seconds)], CPU, LIMITS, set())[0].to_json()
+    made = measure([Sampler(seconds)], CPU, LIMITS)[0].to_json()
     assert (made["joules_per_image"], made["energy_source"]) == (1.0, "images")
 
 
 def test_nothing_is_measured_where_nothing_is_reported(monkeypatch):
     monkeypatch.setattr(timing, "energy_meter", lambda device: Meter(None, []))
     before = Sampler.made
-    made = measure([Sampler(0.0)], CPU, dataclasses.replace(LIMITS, batch_sizes=(4,)), set())[0].to_json()
+    made = measure([Sampler(0.0)], CPU, dataclasses.replace(LIMITS, batch_sizes=(4,)))[0].to_json()
     assert (made["joules_per_image"], made["energy_source"]) == (None, None)
-    assert Sampler.made - before == 1 + 1 + 2 * 4 + 3 * 4 + 1  # warm-up, latency, probe, throughput, operations
+    assert (
+        Sampler.made - before == 1 + 2 + 1 + 2 * 4 + 3 * 4 + 1
+    )  # warm-up, pace, latency, probe, throughput, operations
 
 
 @pytest.mark.gpu

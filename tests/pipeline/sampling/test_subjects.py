@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
     UNet2DModel,
 )
 from PIL import Image
@@ -22,6 +25,7 @@ from fewstep.eval.features.digits_cnn import digits
 from fewstep.eval.images import Generated, StoredImages
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
+from fewstep.pipeline.sampling.stock import PipelineSampler
 from fewstep.pipeline.sampling.subjects import open_subject
 
 CPU = torch.device("cpu")
@@ -117,6 +121,23 @@ def test_a_conditional_pipeline_gets_the_class_of_each_image(conditional_folder)
     noise = KeyedNoise((3, 8, 8), 0, 0, 1)
     other = sampler.sample(noise, torch.tensor([2]))
     assert not torch.equal(other, sampler.sample(KeyedNoise((3, 8, 8), 0, 0, 1), torch.tensor([0])))
+
+
+def test_guidance_that_doubles_the_batch_costs_two_evaluations_a_step():
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=1,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=4,
+        num_embeds_ada_norm=1000,  # the pipeline takes class 1000 for none
+    )
+    scheduler: Any = DDIMScheduler()
+    pipeline = DiTPipeline(transformer, AutoencoderKL(block_out_channels=(32,)), scheduler)
+    sampler = PipelineSampler("guided", "DiT", pipeline, 3, None)
+    assert (sampler.nfe, sampler.shape, sampler.label) == (6, (3, 4, 4), "DiT, 3 steps")
+    assert sampler.networks == (transformer, pipeline.vae)
 
 
 def test_a_hash_covers_weights_and_steps(ddim_folder):
