@@ -17,7 +17,7 @@ from fewstep.teachers.solvers import SOLVERS, Sample
 
 def prepare_to_sample(model: torch.nn.Module) -> None:
     """Put a model's weights into channels_last memory, in which convolutions are faster, and let it be cancelled."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     model.register_forward_pre_hook(stop_if_cancelled)
 
 
