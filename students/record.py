@@ -28,7 +28,7 @@ def write_record(model: ConsistencyModel, folder: Path) -> None:
 def read_chosen(folder: Path, model: ConsistencyModel) -> dict[int, Sequence[int]]:
     """The chosen points of the grid of `model`, whose other numbers are those of the folder's scheduler.
 
-    None where there is no record. UserError: it is damaged, or of another scheduler.
+    There are none without a record. UserError: it is damaged, or of another scheduler.
     """
     path = folder / RECORD
     if not path.exists():
@@ -38,7 +38,7 @@ def read_chosen(folder: Path, model: ConsistencyModel) -> dict[int, Sequence[int
         raise UserError(f"{path}: format", value["format"], "is of another version of fewstep: only 1 is read")
     for steps, points in value["timesteps"].items():
         descends = all(one > two for one, two in pairwise([model.grid.num_train_timesteps - 1, *points]))
-        if str(len(points)) != steps or not descends or points[-1] != 0:
+        if str(len(points)) != steps or not descends or points[-1:] != [0]:
             remedy = f"must be {steps} points of the scheduler's grid that descend to 0: remove the file"
             raise UserError(f"{path}: timesteps.{steps}", points, remedy)
         given, levels = value["levels"].get(steps), model.grid.at(points, model.sigma_min, model.sigma_max)

@@ -231,7 +231,7 @@ class EvalConfig:
         if self.images <= (features := FEATURES[self.extractor]):
             remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
             raise UserError("eval.images", self.images, f"{remedy}; give {features + 1:,} or more")
-        whole("eval.seed_blocks", self.seed_blocks, least=1, most=4096)
+        whole("eval.seed_blocks", self.seed_blocks, least=1, most=4095)
         whole("eval.training_features", self.training_features, least=0)
         if self.training_features == 1:
             raise UserError("eval.training_features", 1, "is too few: no image has another one; give 0 or many")

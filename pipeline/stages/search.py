@@ -28,7 +28,7 @@ SEARCHED_SIGMAS = (0.15, 0.25, 0.42, 0.65, 1.0, 1.6, 2.5, 4.0)
 FACTORS = (0.16, 0.4, 2.5, 6.25)
 """The further levels of four steps that are tried, as multiples of the two-step level."""
 SEARCH_SEED = 4095
-"""The seed block of the search: no benchmark that starts at block 0 reaches it."""
+"""The seed block of the search: `eval.seed_blocks` ends before it."""
 SUBSET = 100  # images of a KID subset
 
 
