@@ -15,7 +15,8 @@ ALL_KEYS = (*KEYS, "eval.extractor", "eval.inception_weights", "eval.dinov2_weig
 _DESCRIPTION = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
 
 SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
-the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn, unless
+the extractor (sha256 of its weights). Of a training split it holds the images too that a run makes its choices on and
+leaves out of a reference of its own. The extractor is inception, for the 8x8 digits digits-cnn, unless
 --eval.extractor names another."""
 
 

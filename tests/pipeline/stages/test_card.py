@@ -3,7 +3,7 @@
 import json
 import re
 
-from diffusers import DiffusionPipeline
+from diffusers import ConsistencyModelPipeline
 
 import fewstep
 from fewstep.pipeline.config.reading import config_from_dict
@@ -30,6 +30,6 @@ def test_the_card_is_that_of_the_student_beside_it(tiny_run):
     assert f"{search['cost']['evaluations']:,} network evaluations" in card
     call = re.search(r"of four steps are those of `pipeline\((.*)\)`", card)
     assert call is not None
-    pipeline = DiffusionPipeline.from_pretrained(str(folder))
+    pipeline = ConsistencyModelPipeline.from_pretrained(str(folder))
     pipeline(**eval(f"dict({call[1]})"), output_type="np")
     assert pipeline.scheduler.sigmas[:-1].tolist() == model.step_sigmas(4)

@@ -79,7 +79,9 @@ def four(spread):
     student = Student(lambda sigmas: spread(sigmas) if len(sigmas) > 2 else spread_of_two(sigmas))
     trials = student.trials()
     before, _ = choose_two_steps(trials, *BOUNDS)
-    return before, *choose_four_steps(trials, before, *BOUNDS), student, trials
+    after, tried = choose_four_steps(trials, before, *BOUNDS)
+    assert tried is not None
+    return before, after, tried, student, trials
 
 
 def test_levels_that_make_better_images_take_the_place_of_the_grids_own():
