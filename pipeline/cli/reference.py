@@ -15,8 +15,7 @@ ALL_KEYS = (*KEYS, "eval.extractor", "eval.inception_weights", "eval.dinov2_weig
 _DESCRIPTION = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
 
 SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
-the extractor (sha256 of its weights). Of a training split it holds the images too that a run makes its choices on and
-leaves out of a reference of its own. The extractor is inception, for the 8x8 digits digits-cnn, unless
+the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn, unless
 --eval.extractor names another."""
 
 
@@ -32,6 +31,8 @@ def reference(argv: Sequence[str]) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="the data, as in data.source")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, required=True, help="a new .safetensors file")
+    what = "leave out the images that a run makes its choices on: the reference of a run without data.reference_split"
+    parser.add_argument("--without_choices", action="store_true", help=what)
     given, rest = parser.parse_known_args(argv)
     values = overrides(rest, ALL_KEYS, "a reference")
     if given.out.suffix != ".safetensors":
@@ -45,4 +46,4 @@ def reference(argv: Sequence[str]) -> None:
     weights = weights_of(extractor, {name: values.get(f"eval.{name}_weights") for name in ("inception", "dinov2")})
     from fewstep.pipeline.stages.reference import make_reference
 
-    make_reference(data, extractor, weights, given.out)
+    make_reference(data, extractor, weights, given.out, without_choices=given.without_choices)
