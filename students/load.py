@@ -1,5 +1,6 @@
 """Reading a student from a stock ConsistencyModelPipeline folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,13 +10,15 @@ from fewstep.errors import UserError
 from fewstep.files import read_json
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import StepGrid
+from fewstep.students.record import read_chosen
 from fewstep.teachers.stock import load_scheduler, load_unet
 
 
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> ConsistencyModel:
     """A consistency model from a folder that stock diffusers loads too; in evaluation mode.
 
-    Raises UserError for a folder that is no ConsistencyModelPipeline with safetensors weights.
+    Raises UserError for a folder that is no ConsistencyModelPipeline with safetensors weights,
+    or whose fewstep.json is damaged.
     """
     folder = Path(path).expanduser()
     if not (folder / "model_index.json").exists():
@@ -39,4 +42,5 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Consis
         sigma_data=config["sigma_data"],
         grid=StepGrid(num_train_timesteps=config["num_train_timesteps"], rho=config["rho"]),
     )
+    model.grid = replace(model.grid, chosen=read_chosen(folder, model))
     return model.to(device).eval().requires_grad_(False)

@@ -31,6 +31,8 @@ def reference(argv: Sequence[str]) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="the data, as in data.source")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, required=True, help="a new .safetensors file")
+    what = "leave out the images that a run makes its choices on: the reference of a run without data.reference_split"
+    parser.add_argument("--without_choices", action="store_true", help=what)
     given, rest = parser.parse_known_args(argv)
     values = overrides(rest, ALL_KEYS, "a reference")
     if given.out.suffix != ".safetensors":
@@ -44,4 +46,4 @@ def reference(argv: Sequence[str]) -> None:
     weights = weights_of(extractor, {name: values.get(f"eval.{name}_weights") for name in ("inception", "dinov2")})
     from fewstep.pipeline.stages.reference import make_reference
 
-    make_reference(data, extractor, weights, given.out)
+    make_reference(data, extractor, weights, given.out, without_choices=given.without_choices)

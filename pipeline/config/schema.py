@@ -35,6 +35,7 @@ class DataConfig:
     source: Annotated[str, "digits (shipped), hub:ID, parquet:PATH (file or folder) or imagefolder:PATH"]
     split: Annotated[str, "split the networks learn from"] = "train"
     reference_split: Annotated[str | None, "split that quality is measured against; null: the training images"] = None
+    choice_split: Annotated[str | None, "split that noise levels are chosen on; null: some training images"] = None
     image_column: Annotated[str | None, "column of the images; null: found by its type or name"] = None
     label_column: Annotated[str | None, "column of the labels; null: found by its type or name"] = None
     image_size: Annotated[int | None, "resize the shorter side and crop to this many pixels; null: as they are"] = None
@@ -45,10 +46,13 @@ class DataConfig:
         kind, _, place = self.source.partition(":") if isinstance(self.source, str) else ("", "", "")
         if self.source != "digits" and (kind not in ("hub", "parquet", "imagefolder") or not place.strip()):
             raise UserError("data.source", self.source, "must be digits, hub:ID, parquet:PATH or imagefolder:PATH")
-        for key in ("split", "reference_split", "image_column", "label_column"):
+        for key in ("split", "reference_split", "choice_split", "image_column", "label_column"):
             value = getattr(self, key)
             if value == "" or not isinstance(value, str | None) or (key == "split" and value is None):
                 raise UserError(f"data.{key}", value, "must be a name")
+        if self.choice_split == (self.reference_split or self.split):
+            remedy = "is what quality is measured against: choose on another split, or leave it out"
+            raise UserError("data.choice_split", self.choice_split, remedy)
         if self.image_size is not None:
             whole("data.image_size", self.image_size, least=1, most=4096)
         if self.channels is not None:
@@ -57,7 +61,7 @@ class DataConfig:
         if self.source == "digits":
             if self.split != "train":
                 raise UserError("data.split", self.split, "the digits have one split, train")
-            for key in ("reference_split", "image_column", "label_column"):
+            for key in ("reference_split", "choice_split", "image_column", "label_column"):
                 if getattr(self, key) is not None:
                     raise UserError(f"data.{key}", getattr(self, key), "has no effect on digits: leave it out")
 
@@ -171,7 +175,7 @@ class StudentConfig:
     doublings: Annotated[int, "how often the pairs of noise levels come twice as close over the run"] = 6
     refit_steps: Annotated[int, "optimizer steps that refit the time embedding before distillation"] = 4000
     regression_kimg: Annotated[float, "length of the regression onto a teacher that cannot be folded"] = 20.0
-    search_images: Annotated[int, "images per noise level in the search for the two-step call (8 levels)"]
+    search_images: Annotated[int, "images per list of noise levels in the search for those of 2 and 4 steps"]
     train: TrainConfig
 
     def __post_init__(self) -> None:
@@ -185,7 +189,7 @@ class StudentConfig:
         whole("student.doublings", self.doublings, least=0, most=30)
         whole("student.refit_steps", self.refit_steps, least=0)
         number("student.regression_kimg", self.regression_kimg, least=0)
-        whole("student.search_images", self.search_images, least=2, most=2**20 - 1)
+        whole("student.search_images", self.search_images, least=32, most=2**20 - 1)
         section("student.train", self.train, TrainConfig).check("student.train")
 
 
@@ -229,7 +233,7 @@ class EvalConfig:
         if self.images <= (features := FEATURES[self.extractor]):
             remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
             raise UserError("eval.images", self.images, f"{remedy}; give {features + 1:,} or more")
-        whole("eval.seed_blocks", self.seed_blocks, least=1, most=4096)
+        whole("eval.seed_blocks", self.seed_blocks, least=1, most=4095)
         whole("eval.training_features", self.training_features, least=0)
         if self.training_features == 1:
             raise UserError("eval.training_features", 1, "is too few: no image has another one; give 0 or many")

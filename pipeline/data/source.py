@@ -170,8 +170,8 @@ def _stream(kind: str, **place: Any) -> "IterableDatasetDict":  # noqa: ANN401 -
 def _pick(config: DataConfig, splits: Mapping[Any, T], split: str) -> T:
     """One split; the error for a missing one names the key that asked for it, and the splits there are."""
     if split not in splits:
-        key = "data.split" if split == config.split else "data.reference_split"
-        raise UserError(key, split, f"{config.source} has no such split, but {', '.join(map(str, splits))}")
+        key = next(key for key in ("split", "reference_split", "choice_split") if getattr(config, key) == split)
+        raise UserError(f"data.{key}", split, f"{config.source} has no such split, but {', '.join(map(str, splits))}")
     return splits[split]
 
 

@@ -13,7 +13,7 @@ from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import Reference, load_reference
 from fewstep.eval.speed.timing import Limits
 from fewstep.pipeline.config.schema import DataConfig, EvalConfig
-from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.data.choice import reference_images
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
@@ -66,8 +66,7 @@ def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor
     data, file = run.config.data, run.config.eval.reference
     if file is not None:
         return read_reference(file.expanduser(), extractor), run.data.images
-    split = data.reference_split or data.split
-    images = run.data.images if split == data.split else load_data(data, split).images
+    images, split = reference_images(data, run.data.images)
     say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
     return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), images
 

@@ -6,6 +6,7 @@ from fewstep.errors import printable
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.quality.references import load_reference, write_features
 from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.choice import reference_images
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.stages.context import the_device
 from fewstep.pipeline.stages.evaluate import dataset_name
@@ -13,18 +14,23 @@ from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
 
-def make_reference(data: DataConfig, extractor_name: str, weights: Path | None, out: Path) -> None:
+def make_reference(
+    data: DataConfig, extractor_name: str, weights: Path | None, out: Path, *, without_choices: bool = False
+) -> None:
     """Write the features of all images of `data.split` into `out`, from the cache where they are known.
 
+    without_choices: of all but those that a run makes its choices on, as in a run's own reference.
     UserError: the data or the weights cannot be read; the extractor does not take images of their shape.
     """
     with raising_signals():
         say(f"data: reading {printable(data.source)}, split {printable(data.split)}")
-        images = load_data(data, data.split).images
+        images, split = load_data(data, data.split).images, data.split
+        if without_choices:
+            images, split = reference_images(data, images)
         check_extractor(extractor_name, weights, tuple(images.shape[1:]))
         extractor = load_extractor(extractor_name, weights, the_device())
         say(f"reference: features of {len(images):,} images ({extractor_name})")
-        provenance = {"dataset": dataset_name(data.source), "split": data.split}
+        provenance = {"dataset": dataset_name(data.source), "split": split}
         reference = load_reference(images, provenance, extractor)
         assert reference.features is not None
         write_features(out, reference.features, reference.provenance, extractor)

@@ -105,6 +105,7 @@ class Run(RunContext):
             "seed": self.config.seed,
             "data": self.data_facts["sha256"],
             "horizontal_flip": self.config.data.horizontal_flip,
+            "choice_split": self.config.data.choice_split,
             "extractor": self.config.eval.extractor,
             "teacher": stage_hash(self.folder / "teacher"),
         }
@@ -120,6 +121,7 @@ class Run(RunContext):
             "eval": section,
             "data": self.data_facts["sha256"],
             "reference_split": self.config.data.reference_split,
+            "choice_split": self.config.data.choice_split,
             "teacher": stage_hash(self.folder / "teacher"),
             "student": stage_hash(self.folder / "student"),
         }

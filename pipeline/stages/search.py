@@ -1,41 +1,157 @@
-"""The choice of a student's two-step noise level."""
+"""The choice of a student's noise levels, by KID, on real images and a seed block that no reported number uses.
 
-import torch
+KID is unbiased at any number of images and needs no covariance. A Frechet distance of fewer images than features has
+a bias that depends on the spread of the images, so it prefers levels that make too little of it.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.features.extractors import Extractor, load_extractor
-from fewstep.eval.images import Generated, TensorImages
-from fewstep.eval.quality.metrics import frechet_distance, statistics
+from fewstep.eval.images import Generated, TensorImages, pixels_sha256
+from fewstep.eval.interfaces import ImageSource
+from fewstep.eval.quality.metrics import kernel_distance
 from fewstep.eval.quality.references import extract
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.stages.context import RunContext
-from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.grid import StepGrid, solve_grid
 
-SEARCHED_SIGMAS = (0.15, 0.25, 0.4, 0.65, 1.0, 1.6, 2.5, 4.0)
+SEARCHED_SIGMAS = (0.15, 0.25, 0.42, 0.65, 1.0, 1.6, 2.5, 4.0)
+FACTORS = (0.16, 0.4, 2.5, 6.25)
+"""The further levels of four steps that are tried, as multiples of the two-step level."""
 SEARCH_SEED = 4095
-"""The seed block of the search: no benchmark that starts at block 0 reaches it."""
+"""The seed block of the search: `eval.seed_blocks` ends before it."""
+SUBSET = 100  # images of a KID subset
 
 
-def search_two_step(run: RunContext, model: ConsistencyModel) -> dict[float, float]:
-    """Frechet distance of two-step samples, by intermediate noise level, on a seed block of its own.
+class Trials:
+    """Images of a student at lists of noise levels, all from the same noise, against real images.
 
-    It is taken to training images, never to a held-out reference: choosing on what one is judged by flatters.
+    sample: `count` images at a list of noise levels. real: uint8 [M, C, H, W]. `images` and `evaluations` (of the
+    network, one image each) count what was made so far.
     """
-    config = run.config
-    extractor: Extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, run.device)
-    count = min(len(run.data.images), 4 * config.student.search_images)
-    order = torch.randperm(len(run.data.images), generator=keyed_generator(config.seed, "search"))
-    real = extract(extractor, TensorImages(run.data.images[order[:count]]), f"features of {count} training images")
-    target = statistics(real)
-    images = config.student.search_images
-    say(f"  searching the two-step noise level: {len(SEARCHED_SIGMAS)} of them, {images} images each")
+
+    def __init__(
+        self, sample: Callable[[list[float]], ImageSource], count: int, extractor: Extractor, real: Tensor
+    ) -> None:
+        self.sample, self.count, self.extractor = sample, count, extractor
+        self.real = extract(extractor, TensorImages(real), f"features of {len(real):,} real images")
+        self.images = self.evaluations = 0
+
+    def features(self, sigmas: list[float], start: int, stop: int) -> Tensor:
+        """Features [stop - start, D] of the images start..stop-1."""
+        images = self.sample(sigmas).images(start, stop)
+        self.images += len(images)
+        self.evaluations += len(sigmas) * len(images)
+        return extract(self.extractor, TensorImages(images), f"noise levels {_text(sigmas)}")
+
+    def kid(self, sigmas: list[float], stop: int) -> float:
+        """KID of the images 0..stop-1; its subsets are the same ones for every list of levels."""
+        features = self.features(sigmas, 0, stop)
+        return kernel_distance(features, self.real, min(SUBSET, len(features), len(self.real)))
+
+
+def search_levels(run: RunContext, model: ConsistencyModel, real: Tensor) -> tuple[StepGrid, dict[str, Any]]:
+    """The grid with the best levels of two and four steps, and what was tried; `real`: see `Trials`."""
+    config, clock = run.config, time.monotonic()
+    count, batch = config.student.search_images, config.eval.batch_size
+    extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, run.device)
     model.register_forward_pre_hook(stop_if_cancelled)
-    values = {}
+    say(f"  searching noise levels: {count} images each, KID against {len(real):,} real images")
+
+    def sample(sigmas: list[float]) -> ImageSource:
+        return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
+
+    trials = Trials(sample, count, extractor, real)
+    bounds = (model.sigma_min, model.sigma_max)
+    grid, two = choose_two_steps(trials, *bounds)
+    say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
+    grid, four = choose_four_steps(trials, grid, *bounds)
+    how = f"lowers KID by {four['gain']:.2g} +- {four['error']:.2g}" if four else "none can be tried"
+    outcome = f"{_text(grid.sigmas(4, *bounds))} ({how})" if grid.chosen else f"the grid's own (another {how})"
+    say(f"  four steps: {outcome}")
+    cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
+    say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
+    return grid, {
+        "seed_block": SEARCH_SEED,
+        "images": count,
+        "real": {"count": len(real), "sha256": pixels_sha256(real)},
+        "metric": "KID",
+        "two_steps": two,
+        "four_steps": four,
+        "cost": cost,
+    }
+
+
+def choose_two_steps(trials: Trials, sigma_min: float, sigma_max: float) -> tuple[StepGrid, dict[str, float]]:
+    """The grid of the best two-step level, and KID by level, over all images."""
+    grids, values = {}, {}
     for sigma in SEARCHED_SIGMAS:
-        sampler = student_sampler(model, 2, [model.sigma_max, sigma])
-        source = Generated(sampler, SEARCH_SEED, config.student.search_images, config.eval.batch_size)
-        features = extract(extractor, source, f"two steps, sigma {sigma:g}", config.eval.batch_size)
-        values[sigma] = frechet_distance(statistics(features), target)
-    return values
+        with suppress(ValueError):  # out of any grid's reach between these bounds
+            grids[sigma] = solve_grid(sigma, sigma_min, sigma_max)
+            values[sigma] = trials.kid([sigma_max, sigma], trials.count)
+    best = min(values, key=lambda sigma: values[sigma])
+    return grids[best], {str(sigma): value for sigma, value in values.items()}
+
+
+def choose_four_steps(
+    trials: Trials, grid: StepGrid, sigma_min: float, sigma_max: float
+) -> tuple[StepGrid, dict[str, Any] | None]:
+    """The grid with levels chosen for four steps where they are better than its own, and what was tried.
+
+    To the two-step level the best of a few further ones is added, and then another, by the first half of the images.
+    The other half decides: KID has to fall by more than the standard error of its fall. None: the grid is too coarse.
+    """
+    half, points = trials.count // 2, grid.points(2)
+    middle = grid.sigmas(2, sigma_min, sigma_max)[1]
+    offered = {grid.nearest(middle * factor, sigma_min, sigma_max) for factor in FACTORS}
+    offered -= {0, grid.num_train_timesteps - 1, *points}
+    if len(offered) < 2:
+        return grid, None
+    tried = {}
+    while len(points) < 4:
+        values = {}
+        for point in sorted(offered - {*points}):
+            longer = sorted([*points, point], reverse=True)
+            sigmas = grid.at(longer, sigma_min, sigma_max)
+            values[tuple(longer)] = tried[_text(sigmas)] = trials.kid(sigmas, half)
+        points = list(min(values, key=lambda each: values[each]))
+    found = grid.at(points, sigma_min, sigma_max)
+    rule, new = (
+        trials.features(sigmas, half, trials.count) for sigmas in (grid.sigmas(4, sigma_min, sigma_max), found)
+    )
+    gain, error = paired_gain(rule, new, trials.real)
+    if gain > error:
+        grid = replace(grid, chosen={4: points})
+    return grid, {"tried": tried, "found": found, "gain": gain, "error": error}
+
+
+def paired_gain(one: Tensor, two: Tensor, real: Tensor) -> tuple[float, float]:
+    """By how much KID of `two` is lower than that of `one`, and the standard error of this.
+
+    one, two: features [N, D] of images from the same noise. Over all pairs of images; the error is that of the first
+    projection of this U-statistic (Hoeffding 1948), image by image, of the generated and of the real ones [M, D].
+    """
+    own, cross = zip(*(_kernels(features.double(), real.double()) for features in (one, two)), strict=True)
+    of_generated = own[0] - own[1] - cross[0].mean(1) + cross[1].mean(1)
+    of_real = cross[1].mean(0) - cross[0].mean(0)
+    gain = of_generated.mean() + of_real.mean()
+    return float(gain), 2 * float(of_generated.var() / len(one) + of_real.var() / len(real)) ** 0.5
+
+
+def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """KID's kernel: the mean over all other x, of each of [N, D], and of every x with every y [N, M]."""
+    own, cross = ((x @ other.T / x.shape[1] + 1) ** 3 for other in (x, y))
+    return own.fill_diagonal_(0).sum(1) / (len(x) - 1), cross
+
+
+def _text(sigmas: list[float]) -> str:
+    return ", ".join(f"{sigma:.3g}" for sigma in sigmas)

@@ -1,4 +1,4 @@
-"""The student stage: convert the teacher, distil, choose the two-step noise level, save and check the round trip."""
+"""The student stage: convert the teacher, distil, choose noise levels, save and check the round trip."""
 
 import math
 from contextlib import suppress
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import read_json, sealed, sha256_file, unsealed, write_json
+from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.checkpoint import list_checkpoints
@@ -19,7 +20,6 @@ from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import Regression, conversion_error, convert_teacher, judged_sigmas, trusted_range
-from fewstep.students.grid import solve_grid
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.ect import ECT
 from fewstep.students.save import save_student
@@ -34,6 +34,7 @@ def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     config, folder = run.config.student, run.folder / "teacher"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = sha256_file(weights)
+    real = choice_images(run.config.data, run.data.images)
     teacher = load_teacher(folder, run.device)
     teacher.network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     model, conversion = _convert(run, teacher, config_hash)
@@ -42,22 +43,15 @@ def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     job = run.training_job("student", config.train, config_hash)
     average = train(objective, job, run.accelerated(config.train.precision))
     assert isinstance(average, ConsistencyModel)
-    from fewstep.pipeline.stages.search import (  # seconds that a resumed training does not wait
-        SEARCH_SEED,
-        search_two_step,
-    )
+    from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
 
-    search = search_two_step(run, average)
-    best = min(search, key=lambda sigma: search[sigma])
-    average.grid = solve_grid(best, average.sigma_min, average.sigma_max)
-    say(f"  two-step noise level {best:g} is the best of {len(search)}")
+    average.grid, search = search_levels(run, average, real)
     round_trip = save_student(average, stage)
     checked = ", ".join(str(steps) for steps in round_trip)
     say(f"  stock diffusers gives the same images to {max(round_trip.values()):.1e} at {checked} steps")
     assert sha256_file(weights) == before, "the teacher's weights changed on disk"
     facts = conversion | {
-        "search": {"seed_block": SEARCH_SEED, "images": config.search_images, "metric": "frechet distance"}
-        | {"values": {str(sigma): value for sigma, value in search.items()}},
+        "search": search,
         "round_trip": {str(steps): difference for steps, difference in round_trip.items()},
         "cost": vars(objective.cost),
     }

@@ -1,5 +1,6 @@
 """The stock scheduler's grid, solved for the two-step noise level."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -20,11 +21,11 @@ def test_the_two_step_call_lands_on_the_chosen_sigma(sigma: float, bounds: tuple
 
 def test_published_value():
     grid = solve_grid(0.82, 0.002, 80.0)
-    assert grid.num_train_timesteps == 9
+    assert grid.num_train_timesteps == 129
     assert grid.rho == pytest.approx(19.3128, abs=5e-4)
 
 
-@pytest.mark.parametrize(("sigma", "num"), [(0.1, 4), (0.15, 6), (0.39, 8), (0.4, 8), (0.41, 9), (39.0, 9)])
+@pytest.mark.parametrize(("sigma", "num"), [(0.1, 4), (0.15, 6), (0.39, 8), (0.4, 8), (0.41, 129), (39.0, 129)])
 def test_fewer_points_are_used_below_the_geometric_mean(sigma: float, num: int):
     assert solve_grid(sigma, 0.002, 80.0).num_train_timesteps == num
 
@@ -61,3 +62,31 @@ def test_the_default_grid_has_the_stock_schedulers_two_step_point():
 def test_steps_that_the_grid_has_not_are_an_error(steps: int):
     with pytest.raises(ValueError, match=f"steps {steps}: must be from 1 to 8"):
         StepGrid().sigmas(steps, 0.002, 80.0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_finer_grid_gives_the_default_calls_the_same_levels(steps: int):
+    coarse, fine = (StepGrid(num_train_timesteps=num, rho=19.3128) for num in (9, 129))
+    assert fine.sigmas(steps, 0.002, 80.0) == pytest.approx(coarse.sigmas(steps, 0.002, 80.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("num", [4, 6, 8, 9, 129])
+def test_points_are_those_of_the_stock_schedulers_default_call(num: int):
+    grid = StepGrid(num_train_timesteps=num, rho=9.0)
+    scheduler = grid.scheduler(0.002, 80.0)
+    for steps in range(1, min(num, 9)):
+        scheduler.set_timesteps(steps)
+        assert grid.sigmas(steps, 0.002, 80.0) == scheduler.sigmas[:-1].tolist()
+
+
+@pytest.mark.parametrize("middle", [0.42, 0.65, 1.0, 4.0])
+def test_129_points_express_any_level_to_a_few_percent(middle: float):
+    grid = solve_grid(middle, 0.002, 80.0)
+    for sigma in (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        assert grid.at([grid.nearest(sigma, 0.002, 80.0), 0], 0.002, 80.0)[1] == pytest.approx(sigma, rel=0.1)
+
+
+def test_chosen_points_take_the_place_of_the_default_calls():
+    grid = replace(solve_grid(0.65, 0.002, 80.0), chosen={4: [70, 64, 40, 0]})
+    assert grid.sigmas(4, 0.002, 80.0) == grid.at([70, 64, 40, 0], 0.002, 80.0)
+    assert grid.sigmas(4, 0.002, 80.0)[2] == grid.sigmas(2, 0.002, 80.0)[1]

@@ -1,6 +1,9 @@
 """The model card in a student's folder tells how to use it, and the numbers of its own manifest."""
 
 import json
+import re
+
+from diffusers import ConsistencyModelPipeline
 
 import fewstep
 from fewstep.pipeline.config.reading import config_from_dict
@@ -20,5 +23,13 @@ def test_the_card_is_that_of_the_student_beside_it(tiny_run):
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     assert "8x8 grey images" in card
     assert "`digits`" in card
-    best = min(manifest["search"]["values"].items(), key=lambda entry: entry[1])[0]
+    search = manifest["search"]
+    best = min(search["two_steps"].items(), key=lambda entry: entry[1])[0]
     assert abs(model.step_sigmas(2)[1] / float(best) - 1) < 0.05
+    assert 0 < search["cost"]["evaluations"] <= 2 * 8 * 2 * search["images"]
+    assert f"{search['cost']['evaluations']:,} network evaluations" in card
+    call = re.search(r"of four steps are those of `pipeline\((.*)\)`", card)
+    assert call is not None
+    pipeline = ConsistencyModelPipeline.from_pretrained(str(folder))
+    pipeline(**eval(f"dict({call[1]})"), output_type="np")
+    assert pipeline.scheduler.sigmas[:-1].tolist() == model.step_sigmas(4)

@@ -11,8 +11,12 @@ import time
 import pytest
 from safetensors import SafetensorError
 
+from fewstep.eval.images import pixels_sha256
 from fewstep.files import sha256_file
 from fewstep.pipeline.cli.main import main
+from fewstep.pipeline.config.reading import config_from_dict
+from fewstep.pipeline.data.choice import choice_images, reference_images
+from fewstep.pipeline.data.load import load_data
 
 pytestmark = pytest.mark.timeout(600)
 STAGES = ("teacher", "student", "eval")
@@ -83,6 +87,17 @@ def test_what_a_run_leaves(tiny_run):
         assert [record["step"] for record in records] == list(range(1, steps + 1))
         assert {"kimg", "loss", "grad_norm", "lr", "kimg_per_s", "seconds"} <= records[0].keys()
     assert not [path for path in tiny_run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+
+
+def test_quality_is_measured_against_no_image_that_choices_were_made_on(tiny_run):
+    config = config_from_dict(json.loads((tiny_run / "config.json").read_text())).data
+    training = load_data(config, "train").images
+    choice, (left, name) = choice_images(config, training), reference_images(config, training)
+    search = json.loads((tiny_run / "student" / "manifest.json").read_text())["search"]
+    assert search["real"] == {"count": 359, "sha256": pixels_sha256(choice)}
+    reference = json.loads((tiny_run / "eval" / "benchmark.json").read_text())["reference"]
+    assert (reference["count"], reference["sha256"], reference["split"]) == (1438, pixels_sha256(left), name)
+    assert name in (tiny_run / "report" / "index.html").read_text()
 
 
 STOCK = """

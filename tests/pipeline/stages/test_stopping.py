@@ -23,8 +23,8 @@ MOMENTS = (  # a line that the run prints, and how long after it the signal come
     ("teacher: training", 2.0),
     ("student: converting", 2.0),
     ("student: distilling", 3.0),
-    ("searching the two-step noise level", 0.5),
-    ("reference: 1,797 real images", 3.0),  # in the sampling of DDPM
+    ("searching noise levels", 0.5),
+    ("reference: 1,438 real images", 3.0),  # in the sampling of DDPM
     ("Timing 2 samplers", 2.0),
     ("Cold start of 2 models", 2.0),
 )

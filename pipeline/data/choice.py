@@ -1,0 +1,50 @@
+"""Real images that choices are made on, and those that quality is measured against: no image is both.
+
+Choices (noise levels) are made on at most 2,000 images of `data.choice_split`. Without one, a fifth of the training
+images is set aside for them, at most 2,000; they are trained on all the same.
+"""
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.load import load_data
+
+MOST, SHARE, SEED = 2000, 5, 97  # the seed is of this permutation alone, whatever the run's seed is
+
+
+def choice_images(config: DataConfig, training: Tensor) -> Tensor:
+    """Images that choices are made on, uint8 [M, C, H, W]; `training` holds those of `config.split`.
+
+    UserError: they are fewer than four.
+    """
+    if config.choice_split is None:
+        images = training[_set_aside(training)]
+    else:
+        images = load_data(config, config.choice_split).images
+        images = images[_order(images)[:MOST]]
+    if len(images) < 4:
+        remedy = f"real images are too few to choose noise levels on; give 4 or more, or {4 * SHARE} to train on"
+        raise UserError("data.choice_split", len(images), remedy)
+    return images
+
+
+def reference_images(config: DataConfig, training: Tensor) -> tuple[Tensor, str]:
+    """Images that quality is measured against, uint8 [M, C, H, W], and what they are called in their provenance."""
+    split = config.reference_split or config.split
+    if split != config.split:
+        return load_data(config, split).images, split
+    if config.choice_split is not None:
+        return training, split
+    kept = torch.ones(len(training), dtype=torch.bool)
+    kept[_set_aside(training)] = False
+    return training[kept], f"{split}, without the {int((~kept).sum()):,} images that choices are made on"
+
+
+def _set_aside(training: Tensor) -> Tensor:
+    return _order(training)[: min(len(training) // SHARE, MOST)]
+
+
+def _order(images: Tensor) -> Tensor:
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
