@@ -36,7 +36,7 @@ def make_student(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     before = sha256_file(weights)
     real = choice_images(run.config.data, run.data.images)
     teacher = load_teacher(folder, run.device)
-    teacher.network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    teacher.network.to(memory_format=torch.channels_last)
     model, conversion = _convert(run, teacher, config_hash)
     objective = METHODS[config.objective](doublings=config.doublings).build(model, teacher)
     say(f"student: distilling with {config.objective} for {config.train.kimg:g} kimg, {config.doublings} doublings")
