@@ -10,7 +10,6 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
-from fewstep.pipeline.config.schema import parse_sampler
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
 from fewstep.teachers.denoiser import VPDenoiser
 from fewstep.teachers.solvers import (
@@ -33,13 +32,18 @@ def prepare_to_sample(network: torch.nn.Module) -> None:
 
 
 class ModelSampler:
-    """A network with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
+    """A network with a way to sample from it; see `fewstep.eval.interfaces.Sampler`.
+
+    subject: "teacher" or a student's name; kind: "teacher" or "student"; sampler: "ddim:50", "2".
+    """
 
     num_classes: int | None = None
 
     def __init__(
         self,
-        name: str,
+        subject: str,
+        kind: str,
+        sampler: str,
         label: str,
         network: torch.nn.Module,
         shape: tuple[int, int, int],
@@ -47,7 +51,8 @@ class ModelSampler:
         schedule: list[float],
         function: Callable[[Draw], Tensor],
     ) -> None:
-        self.name, self.label, self.kind = name, label, name.partition("@")[0]
+        self.name, self.label = f"{subject}@{sampler}", label
+        self.subject, self.kind = subject, kind
         self.nfe, self.schedule, self.shape = nfe, schedule, shape
         self.network_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._function, self._device = function, next(network.parameters()).device
@@ -57,19 +62,17 @@ class ModelSampler:
         return self._function(lambda: noise.draw().to(self._device))
 
 
-def build_sampler(name: str, teacher: VPDenoiser | None, student: ConsistencyModel | None) -> ModelSampler:
-    """The sampler that `name` stands for: teacher@ddim:50, student@2, and so on (`Config.eval.samplers`)."""
-    kind, solver, steps = parse_sampler(name)
-    if kind == "student":
-        assert student is not None
-        return student_sampler(student, steps)
-    assert teacher is not None
+def teacher_sampler(teacher: VPDenoiser, solver: str, steps: int) -> ModelSampler:
+    """The teacher under one of SOLVERS."""
     label, nfe, schedule, function = SOLVERS[solver](teacher, steps)
-    return ModelSampler(name, label, teacher.unet, teacher.shape, nfe, schedule, function)
+    place = ("teacher", "teacher", f"{solver}:{steps}")
+    return ModelSampler(*place, label, teacher.unet, teacher.shape, nfe, schedule, function)
 
 
-def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] | None = None) -> ModelSampler:
-    """The student at `steps` steps of its own grid, or at the given noise levels.
+def student_sampler(
+    student: ConsistencyModel, steps: int, sigmas: list[float] | None = None, name: str = "student"
+) -> ModelSampler:
+    """The student at `steps` steps of its own grid, or at the given noise levels; `name` is its name in the run.
 
     UserError: steps that the grid does not have.
     """
@@ -77,10 +80,12 @@ def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] |
     if sigmas is None and not 1 <= steps <= most:
         raise UserError("steps", steps, f"this student makes 1 to {most} steps")
     sigmas = sigmas or student.step_sigmas(steps)
-    label = f"Student, {steps} step{'s' if steps > 1 else ''}"
+    title = "Student" if name == "student" else name
     return ModelSampler(
-        f"student@{steps}",
-        label,
+        name,
+        "student",
+        str(steps),
+        f"{title}, {steps} step{'s' if steps > 1 else ''}",
         student,
         student.shape,
         steps,

@@ -3,8 +3,7 @@
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli.arguments import config_yaml
-from fewstep.pipeline.config.reading import load_config
+from fewstep.pipeline.config.reading import config_yaml, load_config
 
 
 def write(tmp_path, text):
