@@ -77,7 +77,7 @@ def file_layers(source: str | Path) -> list[Layer]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or type(error).__name__
+        reason = getattr(error, "problem", None) or first_line(error)
         raise UserError(path, None, f"is not readable as YAML ({reason}{line})") from None
     except (ValueError, ArithmeticError, LookupError) as error:  # a date, a number of 5,000 digits, an empty !!int
         if isinstance(error, UserError):
@@ -206,9 +206,10 @@ def layered(layers: Sequence[Layer]) -> dict[str, Any]:
     students: dict[str, Any] = {}
     for where, given in layers:
         values = _nested(given, where)
-        common, own = values.pop("student", {}), values.pop("students", {})
-        rest, base = _over(rest, values), _over(base, common)
-        students = {name: _over(student, common) for name, student in students.items()}
+        common, own = values.pop("student", None), values.pop("students", {})
+        rest = _over(rest, values)
+        if common is not None:
+            base, students = _over(base, common), {name: _over(each, common) for name, each in students.items()}
         if not isinstance(own, dict):
             raise UserError(_at(where, "students"), own, "is a section: give its keys, such as students.NAME.method")
         students |= {name: _over(students.get(name, base), value) for name, value in own.items()}

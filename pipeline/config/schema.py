@@ -249,7 +249,7 @@ class Config(Section):
         title="letters, digits, '.', '_' and '-', as it names a folder",
         description="name of the run, and of its folder",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in training")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random in training")
     device: Literal["auto", "cpu"] = no_number("auto", description="auto (the accelerator there is) or cpu")
     out: Path = no_number(Path("runs"), description="folder that holds the runs")
     data: DataConfig

@@ -22,6 +22,8 @@ class Section(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Section):
                 found[name] = value.numbers()
+            elif isinstance(value, dict):
+                found[name] = {key: section.numbers() for key, section in value.items()}
             elif not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("number") is False):
                 found[name] = self.model_dump(mode="json", include={name})[name]
         return found

@@ -12,7 +12,7 @@ from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import load_halves, load_reference, write_features
 from fewstep.files import restore_folder
-from fewstep.pipeline.stages.manifest import is_fresh, read_manifest, verify_outputs
+from fewstep.pipeline.stages.manifest import changed_inputs, read_manifest, verify_outputs
 from fewstep.pipeline.training.checkpoint import MANIFEST, latest_checkpoint, list_checkpoints, verify_checkpoint
 from small_training import Training
 
@@ -154,7 +154,7 @@ def test_changed_bytes_of_a_finished_stage_are_named(whole_run, tmp_path, stage)
 
     def detected(path):
         try:
-            assert is_fresh(folder, inputs)
+            assert changed_inputs(folder, "it", inputs) == {}
             verify_outputs(folder)
         except UserError as error:
             return str(path) in str(error) and "\n" not in str(error)
