@@ -76,16 +76,18 @@ def overrides(arguments: Sequence[str], keys: Collection[str] | None = None, wha
         if not argument.startswith("--"):
             remedy = "not understood: the preset or YAML file comes first, settings are --KEY VALUE"
             raise UserError("argument", argument, remedy)
-        if keys is not None and key not in keys:
-            known = key in config_keys() or key == "print_config"
-            raise UserError(key, None, f"has no effect on {what}: leave it out" if known else no_such_key(key, {}))
-        if not assigned:
+        if not assigned and argument != "--print_config":
             if not rest or rest[0].startswith("--"):
                 raise UserError(key, None, f"needs a value: --{key} VALUE")
             value = rest.pop(0)
         if key in found:
             raise UserError(key, value, "is given twice: keep one")
         found[key] = read_text(key, value)
+        if keys is not None and key not in keys:
+            known = key in config_keys() or argument == "--print_config"
+            raise UserError(
+                key, found[key], f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
+            )
     return flat(found)
 
 

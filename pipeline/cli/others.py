@@ -6,10 +6,9 @@ from pathlib import Path
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, overrides, whole
 from fewstep.pipeline.config.reading import load_config, preset_names, preset_text, validated
-from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig, Extractor, weights_of
+from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig, JudgeConfig
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.progress import say
-from fewstep.settings import Section
 
 _MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
 _SEEDS = 4096
@@ -107,17 +106,10 @@ def reference(argv: Sequence[str]) -> None:
     check_parent(given.out)
     data = validated(DataConfig, values["data"], "data.")
     small = data.source == "digits" and data.image_size in (None, DIGITS_SHAPE[1])
-    judge = validated(_Judge, {"extractor": "digits-cnn" if small else "inception"} | values["eval"], "eval.")
-    weights = weights_of(judge.extractor, {"inception": judge.inception_weights, "dinov2": judge.dinov2_weights})
+    judge = validated(JudgeConfig, {"extractor": "digits-cnn" if small else "inception"} | values["eval"], "eval.")
     from fewstep.pipeline.stages.reference import make_reference
 
-    make_reference(data, judge.extractor, weights, given.out)
-
-
-class _Judge(Section):
-    extractor: Extractor
-    inception_weights: Path | None = None
-    dinov2_weights: Path | None = None
+    make_reference(data, judge.extractor, judge.extractor_weights, given.out)
 
 
 def presets(argv: Sequence[str]) -> None:

@@ -176,18 +176,32 @@ class StudentConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """How quality and speed are measured."""
+class JudgeConfig(Section):
+    """The network whose features quality is measured by."""
 
     extractor: Extractor = Field(
         description="digits-cnn (shipped, 8x8 grey only), inception (FID) or dinov2 (FD-DINOv2)"
     )
-    inception_weights: Path | None = no_number(
-        None, description="file of the Inception weights; null: downloaded by torch-fidelity"
-    )
-    dinov2_weights: Path | None = no_number(
-        None, description="file of the DINOv2 ViT-L/14 weights; null: downloaded from Meta"
-    )
+    inception_weights: Path | None = no_number(None, description="file of the Inception weights; null: downloaded")
+    dinov2_weights: Path | None = no_number(None, description="file of the DINOv2 ViT-L/14 weights; null: downloaded")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "JudgeConfig":
+        for name in ("inception", "dinov2"):
+            if name != self.extractor and (path := getattr(self, f"{name}_weights")) is not None:
+                remedy = f"has no effect with {{here}}extractor = {self.extractor}: leave it out"
+                raise UserError(f"{name}_weights", str(path), remedy)
+        return self
+
+    @property
+    def extractor_weights(self) -> Path | None:
+        """The file given for the extractor in use; None: its published or shipped weights."""
+        return {"inception": self.inception_weights, "dinov2": self.dinov2_weights}.get(self.extractor)
+
+
+class EvalConfig(JudgeConfig):
+    """How quality and speed are measured."""
+
     reference: Path | None = Field(None, description="file of `fewstep reference`, or others' mu and sigma; null: none")
     images: int = Field(ge=2, le=2**20, description="generated images per seed block")
     seed_blocks: int = Field(3, ge=1, le=4096, description="seed blocks; their spread is the error bar")
@@ -223,22 +237,7 @@ class EvalConfig(Section):
             raise UserError("ddpm_seed_blocks", self.ddpm_seed_blocks, remedy)
         if self.kid_subset_size > self.images:
             raise UserError("kid_subset_size", self.kid_subset_size, f"must be at most {{here}}images = {self.images}")
-        _ = self.extractor_weights  # refuses a file of another extractor
         return self
-
-    @property
-    def extractor_weights(self) -> Path | None:
-        """The file given for the extractor in use; None: its published or shipped weights."""
-        return weights_of(self.extractor, {"inception": self.inception_weights, "dinov2": self.dinov2_weights})
-
-
-def weights_of(extractor: str, files: dict[str, Path | None]) -> Path | None:
-    """The weights file of an extractor, from {extractor: file or None}; none may be given for another extractor."""
-    for name, path in files.items():
-        if path is not None and name != extractor:
-            remedy = f"has no effect with eval.extractor = {extractor}: leave it out"
-            raise UserError(f"{name}_weights", str(path), remedy)
-    return files.get(extractor)
 
 
 class Config(Section):

@@ -1,6 +1,6 @@
 """Teachers under a solver and students at some number of steps, as Samplers that evaluation can measure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
+from fewstep.pipeline.sampling.grammar import SamplerName
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
 from fewstep.teachers.denoiser import VPDenoiser
 from fewstep.teachers.solvers import (
@@ -60,6 +61,13 @@ class ModelSampler:
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B,C,H,W] in [-1, 1] on the network's device; `labels` is not used."""
         return self._function(lambda: noise.draw().to(self._device))
+
+
+def build_sampler(name: SamplerName, teacher: VPDenoiser, students: Mapping[str, ConsistencyModel]) -> ModelSampler:
+    """The sampler of a run that `name` stands for; `students` by name."""
+    if name.solver:
+        return teacher_sampler(teacher, name.solver, name.steps)
+    return student_sampler(students[name.subject], name.steps, name=name.subject)
 
 
 def teacher_sampler(teacher: VPDenoiser, solver: str, steps: int) -> ModelSampler:

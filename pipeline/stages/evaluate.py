@@ -18,7 +18,7 @@ from fewstep.files import sha256_file
 from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
-from fewstep.pipeline.sampling.models import prepare_to_sample, student_sampler, teacher_sampler
+from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.manifest import read_manifest
 from fewstep.progress import say
@@ -39,12 +39,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
     students = {name: load_student(run.folder / "students" / name, run.device) for name in used}
     for network in (teacher.unet, *students.values()):
         prepare_to_sample(network)
-    samplers = [
-        teacher_sampler(teacher, name.solver, name.steps)
-        if name.solver
-        else student_sampler(students[name.subject], name.steps, name=name.subject)
-        for name in names
-    ]
+    samplers = [build_sampler(name, teacher, students) for name in names]
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"

@@ -80,7 +80,7 @@ def make_stage(
 ) -> None:
     """Build a stage's folder, complete or not at all. `build` fills it and may return more for the manifest.
 
-    OSError names the run's folder, also for a full disk that safetensors reports as an exception of its own.
+    A full disk is an OSError, also where safetensors reports it as an exception of its own.
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     try:
@@ -92,7 +92,7 @@ def make_stage(
     except SafetensorError as error:
         if (code := re.search(r"os error (\d+)", str(error))) is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder.parent)) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
     say(f"{title}: done in {seconds:.0f} s")
 
 

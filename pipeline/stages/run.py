@@ -232,4 +232,4 @@ class Run(RunContext):
             make_stage(folder, title, inputs, facts, lambda stage: build(stage, kept))
         with suppress(OSError):
             remove(checkpoints)
-            checkpoints.parent.rmdir()  # students/, when it is empty
+            (self.folder / "checkpoints" / "students").rmdir()  # when it is empty

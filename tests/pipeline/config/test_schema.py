@@ -174,8 +174,8 @@ def test_check_shape_judges_images_once_they_are_known():
 def test_sections_are_validated_apart_under_their_dotted_name():
     with pytest.raises(UserError, match=r"^data\.horizontal_flip: 1: must be true or false"):
         validated(DataConfig, {"source": "digits", "horizontal_flip": 1}, "data.")
+    section = {"extractor": "inception", "images": True, "kid_subset_size": 2, "throughput_batch_sizes": [1]}
     with pytest.raises(UserError, match=r"^eval\.images: True: must be a whole number"):
-        section = {"extractor": "inception", "images": True, "kid_subset_size": 2, "throughput_batch_sizes": [1]}
         validated(EvalConfig, section, "eval.")
     with pytest.raises(UserError, match=r"^data\.source: is required"):
         validated(DataConfig, {}, "data.")
