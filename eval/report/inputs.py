@@ -33,8 +33,9 @@ class RunFiles:
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     """Read a finished run. UserError: a file is missing, or two results have different protocols."""
     config = read_json(_required(run_dir / "config.json", "run"))
-    students = {f"students/{name}": f"student {name}" for name in config.get("students", ())}
-    stages = {"teacher": "teacher", **(students or {"students/student": "student"}), "eval": "eval"}
+    names = config.get("students", ["student"])
+    students = {f"students/{name}": "student" if name == "student" else f"student {name}" for name in names}
+    stages = {"teacher": "teacher", **students, "eval": "eval"}
     manifests = {title: read_sealed(_stage_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
     benchmark = read_json(_stage_file(run_dir, "eval/benchmark.json"))
     samplers = [

@@ -170,7 +170,10 @@ class Run(RunContext):
     def evaluate(self) -> None:
         """Measure teacher and students into eval/."""
         shared, models = self._measured()
-        identities = {name: sha256_json([shared, name, model]) for name, model in models.items()}
+        others = shared | {"eval": {key: value for key, value in shared["eval"].items() if key != "ddpm_seed_blocks"}}
+        identities = {
+            name: sha256_json([shared if "@ddpm:" in name else others, name, model]) for name, model in models.items()
+        }
 
         def build(stage: Path, _: dict[str, Any] | None) -> dict[str, Any]:
             from fewstep.pipeline.stages.evaluate import evaluate
