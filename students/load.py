@@ -14,13 +14,29 @@ from fewstep.students.record import read_chosen
 from fewstep.teachers.stock import load_scheduler, load_unet
 
 
+def student_folder(path: Path, name: str | None = None) -> Path:
+    """The folder of a student: `path` itself, or the one of that name in a run's folder.
+
+    UserError: the run has no student of that name; or several, and no name is given.
+    """
+    found = sorted(folder.parent.name for folder in path.glob("students/[!.]*/model_index.json"))
+    if not found and name is None:
+        return path
+    if name not in found and (name is not None or len(found) > 1):
+        remedy = f"give one of {', '.join(found)}" if found else f"{path} holds no students"
+        raise UserError("--student", name, f"which of the run's students? {remedy}" if name is None else remedy)
+    return path / "students" / (name or found[0])
+
+
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> ConsistencyModel:
-    """A consistency model from a folder that stock diffusers loads too; in evaluation mode.
+    """A consistency model from a folder that stock diffusers loads too, or of a run with one student.
+
+    It is in evaluation mode.
 
     Raises UserError for a folder that is no ConsistencyModelPipeline with safetensors weights,
     or whose fewstep.json is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = student_folder(Path(path).expanduser())
     if not (folder / "model_index.json").exists():
         raise UserError(folder, None, "is no student: it has no model_index.json; give a run's student folder")
     index = read_json(folder / "model_index.json")

@@ -98,6 +98,10 @@ TINY = {
 def tiny_arguments(out: Path, **changes: object) -> list[str]:
     """Arguments of `fewstep run` for a tiny run in `out`; `changes` names keys with __ for the dots."""
     values = TINY | {"out": out} | {name.replace("__", "."): value for name, value in changes.items()}
+    if "teacher.source" in values:  # with which a teacher has no other settings
+        values = {
+            key: value for key, value in values.items() if not key.startswith("teacher.") or key == "teacher.source"
+        }
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 

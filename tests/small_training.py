@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ class Training:
             images=images,
             labels=None,
             horizontal_flip=True,
-            config=replace(CONFIG, **changes),
+            config=CONFIG.model_copy(update=changes),
             seed=11,
             config_hash="c0ffee",
             checkpoints=folder / "checkpoints",

@@ -11,8 +11,7 @@ from fewstep.errors import UserError
 from fewstep.eval.quality.protocol import slug
 from fewstep.files import flatten, read_json, read_sealed, sha256_json
 
-STAGES = ("teacher", "student", "eval")
-COMMAND_OF_STAGE = {"teacher": "train-teacher", "student": "distill", "eval": "benchmark"}
+COMMAND_OF_STAGE = {"teacher": "train-teacher", "students": "distill", "eval": "benchmark"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class RunFiles:
     """What a report is made from.
 
     results: the content of results.json less its headline; grids: PNG bytes of 8x8 images by sampler name
-    (a sampler that was only timed may have none); logs: training records by stage, in order.
+    (a sampler that was only timed may have none); logs: training records by what is trained, in order.
     """
 
     results: dict[str, Any]
@@ -34,14 +33,20 @@ class RunFiles:
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     """Read a finished run. UserError: a file is missing, or two results have different protocols."""
     config = read_json(_required(run_dir / "config.json", "run"))
-    manifests = {stage: read_sealed(_stage_file(run_dir, stage, f"{stage}/manifest.json")) for stage in STAGES}
-    benchmark = read_json(_stage_file(run_dir, "eval", "eval/benchmark.json"))
+    names = config.get("students", ["student"])
+    students = {f"students/{name}": "student" if name == "student" else f"student {name}" for name in names}
+    stages = {"teacher": "teacher", **students, "eval": "eval"}
+    manifests = {title: read_sealed(_stage_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
+    benchmark = read_json(_stage_file(run_dir, "eval/benchmark.json"))
     samplers = [
-        read_sealed(_stage_file(run_dir, "eval", f"eval/samplers/{slug(name)}.json"))
-        for name in benchmark["sampler_order"]
+        read_sealed(_stage_file(run_dir, f"eval/samplers/{slug(name)}.json")) for name in benchmark["sampler_order"]
     ]
-    logs = {stage: _read_log(run_dir, stage) for stage in _trained_stages(config)}
-    seconds = {stage: manifests[stage]["seconds"] + _earlier_seconds(logs.get(stage, [])) for stage in STAGES}
+    loaded = config["teacher"]["source"] != "train"
+    trained = {
+        stage: title for stage, title in stages.items() if stage != "eval" and not (loaded and stage == "teacher")
+    }
+    logs = {title: _read_log(run_dir, stage) for stage, title in trained.items()}
+    seconds = {title: each["seconds"] + _earlier_seconds(logs.get(title, [])) for title, each in manifests.items()}
     for sampler in samplers:
         _check_protocol(run_dir, benchmark["protocol"], sampler)
     return RunFiles(
@@ -52,14 +57,14 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "config_hash": sha256_json(config),
             "commands": list(commands),
             "data": read_json(_required(run_dir / "data.json", "run")),
-            "stages": [{"stage": stage, "seconds": seconds[stage]} for stage in STAGES],
+            "stages": [{"stage": title, "seconds": seconds[title]} for title in manifests],
             "benchmark": benchmark,
             "samplers": samplers,
         },
         grids=_read_grids(run_dir, samplers),
-        real=_stage_file(run_dir, "eval", "eval/grids/real.png").read_bytes(),
-        neighbours=read_json(_stage_file(run_dir, "eval", "eval/neighbours.json")),
-        neighbours_image=_stage_file(run_dir, "eval", "eval/neighbours.png").read_bytes(),
+        real=_stage_file(run_dir, "eval/grids/real.png").read_bytes(),
+        neighbours=read_json(_stage_file(run_dir, "eval/neighbours.json")),
+        neighbours_image=_stage_file(run_dir, "eval/neighbours.png").read_bytes(),
         logs=logs,
     )
 
@@ -69,14 +74,10 @@ def _read_grids(run_dir: Path, samplers: Sequence[dict[str, Any]]) -> dict[str, 
     for sampler in samplers:
         name = f"eval/grids/{slug(sampler['name'])}.png"
         if sampler["quality"] is not None:
-            _stage_file(run_dir, "eval", name)
+            _stage_file(run_dir, name)
         if (run_dir / name).is_file():
             grids[sampler["name"]] = (run_dir / name).read_bytes()
     return grids
-
-
-def _trained_stages(config: dict[str, Any]) -> list[str]:
-    return [*(["teacher"] if config["teacher"]["source"] == "train" else []), "student"]
 
 
 def _required(path: Path, command: str) -> Path:
@@ -85,12 +86,14 @@ def _required(path: Path, command: str) -> Path:
     return path
 
 
-def _stage_file(run_dir: Path, stage: str, name: str) -> Path:
+def _stage_file(run_dir: Path, name: str) -> Path:
+    """A file of a stage, or of its log."""
+    stage = name.removeprefix("logs/").removesuffix(".jsonl").partition("/")[0]
     return _required(run_dir / name, COMMAND_OF_STAGE[stage])
 
 
 def _read_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
-    path = _stage_file(run_dir, stage, f"logs/{stage}.jsonl")
+    path = _stage_file(run_dir, f"logs/{stage}.jsonl")
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:

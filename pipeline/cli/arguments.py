@@ -1,46 +1,60 @@
-"""`fewstep run [PRESET_OR_YAML] [--KEY VALUE ...]`: the arguments of commands that take a configuration."""
+"""What the commands' arguments share: `--KEY VALUE` for the keys of the configuration, argparse for all others."""
 
-from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
+import argparse
+import textwrap
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
-
-import yaml
-from jsonargparse import ArgumentParser
+from typing import Any, NoReturn
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.reading import (
     DEFAULT_PRESET,
-    config_from_values,
+    config_from_layers,
     config_keys,
-    file_values,
-    known_key,
+    config_yaml,
+    file_layers,
+    flat,
+    no_such_key,
     preset_names,
-    read_value,
+    read_text,
+    sections,
+    values_by_key,
 )
-from fewstep.pipeline.config.schema import Config, jsonable
+from fewstep.pipeline.config.schema import Config
+from fewstep.settings import in_words
 
-_METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
-_DESCRIPTION = (
-    "{line}. PRESET_OR_YAML is a preset ({presets}) or a YAML file with any of the keys below, nested or "
-    "dotted; a file may start from a preset with a line `preset: NAME`. --KEY VALUE overrides either; values "
-    "are read like YAML: --data.image_size null, --teacher.network.channels '[32, 64]'. The defaults below "
-    "are those of {source}."
-)
+_HELP = """usage: {prog} [PRESET_OR_YAML] [--KEY VALUE ...] [--print_config]
+
+{line}. PRESET_OR_YAML is a preset ({presets}) or a YAML file with any of the keys below, nested or dotted; a file may \
+start from a preset with a line `preset: NAME`. --KEY VALUE overrides either; values are read like YAML: \
+--data.image_size null, --teacher.network.channels '[32, 64]'. Several students: students.NAME.KEY is student.KEY of \
+one of them, student.KEY that of all. The values below are those of {source}.
+
+options:
+  -h, --help      show this and exit
+  --print_config  print the resolved configuration and exit
+"""
 
 
 def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config | None:
     """The Config of a preset or YAML file with overrides; None where help or the Config was printed."""
     source, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_PRESET, argv)
-    values = file_values(source)
+    layers = file_layers(source)
     if "-h" in rest or "--help" in rest:
-        print(_help(prog, line, source, values), end="")
+        text = _HELP.format(
+            prog=prog, line=line[:1].upper() + line[1:], presets=", ".join(preset_names()), source=source
+        )
+        print("\n".join(textwrap.fill(each, 110, drop_whitespace=False) for each in text.splitlines()))
+        values, keys = values_by_key(layers), dict(config_keys())
+        for prefix, kind in sections():
+            inside = [key for key in (prefix + name for name in kind.model_fields) if keys.pop(key, None)]
+            if inside:
+                print(f"\n{prefix.removesuffix('.') or 'the run'}: {(kind.__doc__ or '').partition(chr(10))[0]}")
+                print(key_help(inside, values))
         return None
-    given, print_only = _overrides(rest)
-    config = config_from_values(values | given)
-    if print_only:
+    given = overrides([argument for argument in rest if argument != "--print_config"])
+    config = config_from_layers([*layers, (None, given)])
+    if "--print_config" in rest:
         print(config_yaml(config), end="")
         return None
     weights = config.eval.extractor_weights
@@ -49,89 +63,76 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
     return config
 
 
-def config_yaml(config: Config) -> str:
-    """A configuration as YAML that `fewstep run FILE` reads."""
-    return yaml.dump(config.to_dict(), Dumper=_Dumper, sort_keys=False, width=100)
+def overrides(arguments: Sequence[str], keys: Collection[str] | None = None, what: str = "") -> dict[str, Any]:
+    """{dotted key: value} of `--KEY VALUE` and `--KEY=VALUE`.
 
-
-class _Dumper(yaml.SafeDumper):
-    """Sections as blocks, lists on one line."""
-
-
-_Dumper.add_representer(
-    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
-)
-
-
-def overrides(arguments: Sequence[str], keys: Sequence[str], what: str) -> dict[str, Any]:
-    """{key: value} of `--KEY VALUE` for a command that knows only some of the keys, `what` it makes."""
-    found, print_only = _overrides(arguments)
-    if print_only:
-        raise UserError("--print_config", None, f"has no effect on {what}: leave it out")
-    for key, value in found.items():
-        if key not in keys:
-            raise UserError(key, jsonable(value), f"has no effect on {what}: leave it out")
-    return found
-
-
-def key_help(keys: Sequence[str]) -> str:
-    """The keys with their documentation, as lines under a command's help."""
-    known = config_keys()
-    return "\n".join(["settings:", *(f"  --{key} VALUE\n      {known[key].doc}" for key in keys)])
-
-
-def _overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """{dotted key: value} of `--KEY VALUE` and `--KEY=VALUE`, and whether --print_config was among them."""
+    With `keys`, for a command that knows no others; `what` it makes.
+    """
     found: dict[str, Any] = {}
-    print_only = False
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if argument == "--print_config":
-            print_only = True
-            continue
+        key, assigned, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             remedy = "not understood: the preset or YAML file comes first, settings are --KEY VALUE"
             raise UserError("argument", argument, remedy)
-        name, assigned, value = argument[2:].partition("=")
-        key = known_key(name, f"--{name}")
-        if not assigned:
+        if not assigned and argument != "--print_config":
             if not rest or rest[0].startswith("--"):
                 raise UserError(key, None, f"needs a value: --{key} VALUE")
             value = rest.pop(0)
         if key in found:
             raise UserError(key, value, "is given twice: keep one")
-        found[key] = read_value(key, value)
-    return found, print_only
+        found[key] = read_text(key, value)
+        if keys is not None and key not in keys:
+            known = key in config_keys() or argument == "--print_config"
+            raise UserError(
+                key, found[key], f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
+            )
+    return flat(found)
 
 
-def _help(prog: str, line: str, source: str, values: Mapping[str, Any]) -> str:
-    """Every key with its documentation, type and value in `source`, by section."""
-    parser = ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [PRESET_OR_YAML] [--KEY VALUE ...] [--print_config]",
-        description=_DESCRIPTION.format(
-            line=line[0].upper() + line[1:], presets=", ".join(preset_names()), source=source
-        ),
-        add_help=False,
-    )
-    parser.add_argument("-h", "--help", action="store_true", default=SUPPRESS, help="show this and exit")
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        default=SUPPRESS,
-        help="print the resolved configuration and exit",
-    )
-    groups: dict[str, Any] = {}
-    for key in config_keys().values():
-        title = key.name.rpartition(".")[0] or "the run"
-        group = groups.get(title)
-        if group is None:
-            group = groups[title] = parser.add_argument_group(title, key.section)
-        default = values.get(key.name, key.default)
-        default = None if default is MISSING else jsonable(default)
-        kinds = get_args(key.kind) if get_origin(key.kind) is UnionType else (key.kind,)
-        metavar = next((mark for kind, mark in _METAVARS.items() if kind in kinds), None)
-        shown: dict[str, Any] = {} if metavar is None else {"metavar": metavar}
-        group.add_argument(f"--{key.name}", type=key.kind, default=default, help=key.doc, **shown)
-    return parser.format_help()
+def key_help(keys: Sequence[str], values: dict[str, Any]) -> str:
+    """The keys with their documentation, what their values must be, and those that they have."""
+    lines = []
+    for key in keys:
+        field = config_keys()[key]
+        value = values.get(key, None if field.is_required() else field.get_default())
+        shown = list(value) if isinstance(value, tuple) else "null" if value is None else value
+        lines.append(f"  --{key} VALUE")
+        lines.append(textwrap.indent(textwrap.fill(f"{field.description} ({in_words(field)}; {shown})", 104), " " * 6))
+    return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are UserErrors instead of a usage text."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as argparse's own
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        where, _, text = message.removeprefix("argument ").partition(": ")
+        if not message.startswith("argument ") or not text:
+            where, text = self.prog, f"{message} (see {self.prog} --help)"
+        raise UserError(where, None, text)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number in [least, most]."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= (2**53 if most is None else most):
+            upper = "" if most is None else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least {least}{upper}")
+        return value
+
+    return read
+
+
+def check_parent(out: Path) -> None:
+    """UserError where the folder that a file is to be written into does not exist."""
+    if not out.absolute().parent.is_dir():
+        raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")

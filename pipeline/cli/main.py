@@ -7,11 +7,9 @@ traceback. Nothing heavy is imported before a command needs it.
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
+from importlib import import_module
 
 from fewstep.errors import UserError, printable
 
@@ -31,15 +29,21 @@ _MACHINE_FAULTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What a command does, in a line, and the function that does it with the arguments after its name.
+COMMANDS = {
+    "run": ("runs", "train a teacher, distil it, measure both and write the report: what is missing or stale"),
+    "train-teacher": ("runs", "only the teacher: train it, or load and adapt one"),
+    "distill": ("runs", "up to the students: distil the teacher"),
+    "benchmark": ("runs", "measure a run, or any models and images; --against RESULTS.JSON says what got worse"),
+    "reference": ("others", "features of real images as a file, to measure against"),
+    "sample": ("others", "make images with a student of a finished run"),
+    "rate": ("others", "a page on which people compare images blind, and what they answered"),
+    "report": ("others", "write the report of a measured run again"),
+    "presets": ("others", "list the configurations that come with fewstep"),
+}
+"""By command: the module here that has a function of its name, and what it does.
 
-    The function returns the exit code, None for 0.
-    """
-
-    line: str
-    function: Callable[[Sequence[str]], int | None]
+The function takes the arguments after the name and returns the exit code, None for 0.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +83,8 @@ def _dispatch(argv: Sequence[str]) -> int:
 
         print(f"fewstep {__version__}")
     elif name in COMMANDS:
-        return COMMANDS[name].function(rest) or 0
+        module = import_module(f"fewstep.pipeline.cli.{COMMANDS[name][0]}")
+        return getattr(module, name.replace("-", "_"))(rest) or 0
     else:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}"
@@ -92,113 +97,6 @@ def _print_help() -> None:
     print("usage: fewstep COMMAND ...\n")
     print("Distil a diffusion teacher into a consistency model that samples in one or a few steps.\n")
     print("commands:")
-    for name, command in COMMANDS.items():
-        print(f"  {name:<{width}}  {command.line}")
+    for name, (_, line) in COMMANDS.items():
+        print(f"  {name:<{width}}  {line}")
     print("\nfewstep COMMAND --help explains a command. To begin: fewstep run digits")
-
-
-def _stage(name: str, until: str, argv: Sequence[str]) -> Path | None:
-    """Run the stages of a configuration up to and including `until`; the run's folder, None where nothing was run."""
-    from fewstep.pipeline.cli.arguments import config_from_arguments
-
-    config = config_from_arguments(f"fewstep {name}", COMMANDS[name].line, argv)
-    if config is None:
-        return None
-    from fewstep.pipeline.stages.run import run
-
-    try:
-        return run(config, until)
-    except OSError as error:
-        if error.filename is None:  # a full disk is noticed while writing, where the system names no file
-            error.filename = str(config.folder)
-        raise
-
-
-def _stage_command(name: str, until: str, argv: Sequence[str]) -> None:
-    _stage(name, until, argv)
-
-
-def _benchmark(argv: Sequence[str]) -> int:
-    """A run's stages up to the measurements, or a benchmark of subjects, and what --against asks for.
-
-    1 where something regressed.
-    """
-    from fewstep.pipeline.cli.benchmark import AGAINST, comparison_from_arguments, is_comparison
-    from fewstep.pipeline.cli.models import against, split_against
-
-    rest, against_what = split_against(argv)
-    if is_comparison(rest):
-        comparison = comparison_from_arguments(rest)
-        from fewstep.pipeline.stages.table import compare_subjects
-
-        folder = compare_subjects(comparison)
-    else:
-        run = _stage("benchmark", "evaluate", rest)
-        if run is None:
-            if {"-h", "--help"} & set(rest):
-                print("".join(f"\n  {option} VALUE\n      {text}" for option, text in AGAINST.items()))
-                print("\nModels and images of any origin: fewstep benchmark SUBJECT --help")
-            return 0
-        folder = run / "eval"
-    return against(folder, against_what) if against_what else 0
-
-
-def _sample(argv: Sequence[str]) -> None:
-    from fewstep.pipeline.cli.models import sample
-
-    sample(argv)
-
-
-def _reference(argv: Sequence[str]) -> None:
-    from fewstep.pipeline.cli.reference import reference
-
-    reference(argv)
-
-
-def _rate(argv: Sequence[str]) -> None:
-    from fewstep.pipeline.cli.models import rate
-
-    rate(argv)
-
-
-def _report(argv: Sequence[str]) -> None:
-    from fewstep.pipeline.cli.models import report
-
-    report(argv)
-
-
-def _presets(argv: Sequence[str]) -> None:
-    """Print the presets: name, description, data."""
-    if argv and argv[0] not in ("-h", "--help"):
-        raise UserError(argv[0], None, "fewstep presets takes no arguments")
-    from fewstep.pipeline.config.reading import load_config, preset_names, preset_text
-
-    for name in preset_names():
-        print(f"{name:<14}{preset_text(name).partition(chr(10))[0].removeprefix('# ')}")
-        print(f"{'':<14}data: {load_config(name).data.source}")
-    print("\nfewstep run NAME --print_config shows one in full; fewstep run NAME --help explains its keys.")
-
-
-COMMANDS = {
-    "run": Command(
-        line="train a teacher, distil it, measure both and write the report: what is missing or stale",
-        function=partial(_stage_command, "run", "report"),
-    ),
-    "train-teacher": Command(
-        line="only the teacher: train it, or load and adapt one",
-        function=partial(_stage_command, "train-teacher", "teacher"),
-    ),
-    "distill": Command(
-        line="up to the student: distil the teacher",
-        function=partial(_stage_command, "distill", "student"),
-    ),
-    "benchmark": Command(
-        line="measure a run, or any models and images; --against RESULTS.JSON says what got worse",
-        function=_benchmark,
-    ),
-    "reference": Command(line="features of real images as a file, to measure against", function=_reference),
-    "sample": Command(line="make images with the student of a finished run", function=_sample),
-    "rate": Command(line="a page on which people compare images blind, and what they answered", function=_rate),
-    "report": Command(line="write the report of a measured run again", function=_report),
-    "presets": Command(line="list the configurations that come with fewstep", function=_presets),
-}

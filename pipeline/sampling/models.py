@@ -1,6 +1,6 @@
 """Teachers under a solver and students at some number of steps, as Samplers that evaluation can measure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
-from fewstep.pipeline.config.schema import parse_sampler
+from fewstep.pipeline.sampling.grammar import SamplerName
 from fewstep.students.consistency import ConsistencyModel, sample_consistency
 from fewstep.teachers.interfaces import Condition
 from fewstep.teachers.preconditioned import Preconditioned
@@ -22,12 +22,23 @@ def prepare_to_sample(model: torch.nn.Module) -> None:
 
 
 class ModelSampler:
-    """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
+    """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`.
+
+    subject: "teacher" or a student's name; how: "ddim:50", "2".
+    """
 
     def __init__(
-        self, name: str, label: str, model: Preconditioned, nfe: int, schedule: Sequence[float], sample: Sample
+        self,
+        subject: str,
+        how: str,
+        label: str,
+        model: Preconditioned,
+        nfe: int,
+        schedule: Sequence[float],
+        sample: Sample,
     ) -> None:
-        self.name, self.label, self.kind = name, label, name.partition("@")[0]
+        self.name, self.label, self.subject = f"{subject}@{how}", label, subject
+        self.kind = "student" if isinstance(model, ConsistencyModel) else "teacher"
         self.nfe, self.schedule = nfe, schedule
         self.shape, self.num_classes = model.space.shape, model.space.num_classes
         self.network_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -40,20 +51,25 @@ class ModelSampler:
         return self._sample(self._model, lambda: noise.draw().to(device), condition)
 
 
-def build_sampler(name: str, teacher: Preconditioned | None, student: ConsistencyModel | None) -> ModelSampler:
-    """The sampler that `name` stands for: teacher@ddim:50, student@2, and so on (`Config.eval.samplers`)."""
-    kind, solver, steps = parse_sampler(name)
-    if kind == "student":
-        assert student is not None
-        return student_sampler(student, steps)
-    assert teacher is not None
+def build_sampler(name: SamplerName, teacher: Preconditioned, students: Mapping[str, ConsistencyModel]) -> ModelSampler:
+    """The sampler of a run that `name` stands for; `students` by name."""
+    if name.solver:
+        return teacher_sampler(teacher, name.solver, name.steps)
+    return student_sampler(students[name.subject], name.steps, name=name.subject)
+
+
+def teacher_sampler(teacher: Preconditioned, solver: str, steps: int) -> ModelSampler:
+    """The teacher under one of SOLVERS."""
     planned = SOLVERS[solver].plan(teacher.space, steps)
     label = f"Teacher, {SOLVERS[solver].label}, {steps} steps"
-    return ModelSampler(name, label, teacher, planned.nfe, planned.schedule, planned.sample)
+    how = f"{solver}:{steps}"
+    return ModelSampler("teacher", how, label, teacher, planned.nfe, planned.schedule, planned.sample)
 
 
-def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] | None = None) -> ModelSampler:
-    """The student at `steps` steps of its own grid, or at the given noise levels.
+def student_sampler(
+    student: ConsistencyModel, steps: int, sigmas: list[float] | None = None, name: str = "student"
+) -> ModelSampler:
+    """The student at `steps` steps of its own grid, or at the given noise levels; `name` is its name in the run.
 
     UserError: steps that the grid does not have.
     """
@@ -61,12 +77,7 @@ def student_sampler(student: ConsistencyModel, steps: int, sigmas: list[float] |
     if sigmas is None and not 1 <= steps <= most:
         raise UserError("steps", steps, f"this student makes 1 to {most} steps")
     levels = sigmas or student.step_sigmas(steps)
-    label = f"Student, {steps} step{'s' if steps > 1 else ''}"
-    return ModelSampler(
-        f"student@{steps}",
-        label,
-        student,
-        steps,
-        levels,
-        lambda model, draw, condition: sample_consistency(model, levels, draw, condition),
-    )
+    label = f"{'Student' if name == 'student' else name}, {steps} step{'s' if steps > 1 else ''}"
+
+    function = lambda model, draw, condition: sample_consistency(model, levels, draw, condition)  # noqa: E731
+    return ModelSampler(name, str(steps), label, student, steps, levels, function)

@@ -15,7 +15,7 @@ from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.load import load_student
+from fewstep.students.load import load_student, student_folder
 
 
 def sample(
@@ -34,15 +34,23 @@ def sample(
 
 
 def sample_to_folder(
-    run: Path, num: int, steps: int, seed: int, labels: Sequence[int] | None, out: Path, form: str
+    run: Path,
+    num: int,
+    steps: int,
+    seed: int,
+    labels: Sequence[int] | None,
+    out: Path,
+    form: str,
+    student: str | None = None,
 ) -> None:
     """Write images of a run's student into `out`: 00000.png ... and grid.png, or samples.npz (`arr_0`, NHWC).
 
-    `run` is a run's folder, or a student's own. `out` must be new or empty.
+    `run` is a run's folder, or a student's own; `student` names one where the run has several. `out` must be new
+    or empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", str(out), "exists and is not an empty folder; give a new one")
-    folder = run / "student" if (run / "student").is_dir() else run
+    folder = student_folder(run, student)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with raising_signals(), staged_folder(out) as stage:
         images = sample(load_student(folder, device), num, steps, seed, labels)

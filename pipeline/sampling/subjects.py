@@ -1,7 +1,7 @@
 """What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, exported generators, images.
 
 RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++, unipc or heun
-RUN/student@1           a ConsistencyModelPipeline folder at a number of steps
+RUN/students/NAME@1     a ConsistencyModelPipeline folder at a number of steps
 FOLDER_OR_ID@50         any other unconditional or class-conditional pipeline, called as its users call it,
 FOLDER_OR_ID@unipc:20   or with another scheduler
 FILE.onnx, FILE.pt2     a one-step generator as a graph: noise in, image out
@@ -25,7 +25,8 @@ from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages, pixels_sha256
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
-from fewstep.pipeline.sampling.models import ModelSampler, build_sampler, prepare_to_sample, student_sampler
+from fewstep.pipeline.sampling.grammar import parse
+from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, student_sampler, teacher_sampler
 from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
@@ -36,8 +37,7 @@ from fewstep.teachers.stock import quiet
 
 FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-_SPEC = re.compile(r"(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, str]:
@@ -68,7 +68,7 @@ def load_subject(text: str, device: torch.device, *, trust: bool = False) -> tup
         _no_spec(text, spec, "images that are there already have no steps")
         return _stored(text, path, _read_folder(path))
     if not path.is_dir():
-        path = _fetch(text, place)
+        path = fetch(text, place)
     solver, steps = _parse(text, spec)
     sampler = _sampler(text, path, solver, steps, device)
     return sampler, lambda: sha256_json([_hash_folder(path), solver, steps])
@@ -82,11 +82,11 @@ def _split(text: str) -> tuple[str, str | None]:
 def _parse(text: str, spec: str | None) -> tuple[str | None, int | None]:
     if spec is None:
         return None, None
-    found = _SPEC.fullmatch(spec)
-    if found is None or found["solver"] not in (None, *SCHEDULERS):
+    name = parse(f"x@{spec}")
+    if name is None or name.solver not in (None, *SCHEDULERS):
         solvers = ", ".join(SCHEDULERS)
         raise UserError(text, spec, f"what follows @ must be STEPS or SOLVER:STEPS (SOLVER: {solvers})")
-    return found["solver"], int(found["steps"])
+    return name.solver, name.steps
 
 
 def _no_spec(text: str, spec: str | None, why: str) -> None:
@@ -95,18 +95,20 @@ def _no_spec(text: str, spec: str | None, why: str) -> None:
 
 
 def _label(path: Path) -> str:
-    """The last two parts of a path, such as digits/student."""
-    return "/".join(path.absolute().parts[-2:])
+    """The last two parts of a path, such as digits/teacher; of a run's student, digits/NAME."""
+    *_, run, folder, name = ("", *path.absolute().parts)
+    return f"{run}/{name}" if folder == "students" else f"{folder}/{name}"
 
 
 def _no_run(path: Path) -> None:
-    if (path / "student" / "model_index.json").is_file():
-        raise UserError(path, None, f"is a run: give {path}/teacher@ddim:50, {path}/student@1 or others of its models")
+    if student := next(path.glob("students/[!.]*/model_index.json"), None):
+        remedy = f"is a run: give {path}/teacher@ddim:50, {student.parent}@1 or others of its models"
+        raise UserError(path, None, remedy)
 
 
-def _fetch(text: str, place: str) -> Path:
-    """A hub id's files, as the folder they are cached in."""
-    if not _HUB_ID.fullmatch(place):
+def fetch(text: str, place: str) -> Path:
+    """A hub id's files, as the folder they are cached in. UserError, about `text`: it is none, or cannot be had."""
+    if not HUB_ID.fullmatch(place):
         raise UserError(text, None, f"no such folder or file; give {FORMS}, or a hub id with them")
     try:
         with quiet():
@@ -125,7 +127,7 @@ def _sampler(
         prepare_to_sample(teacher)
         if steps > len(levels(teacher.space)):
             raise UserError(text, steps, "are more steps than its schedule has")
-        return _named(build_sampler(f"teacher@{solver}:{steps}", teacher, None), text, label)
+        return _named(teacher_sampler(teacher, solver, steps), text, label)
     if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:
         student = load_student(path, device)
         prepare_to_sample(student)

@@ -20,7 +20,7 @@ tags:
 
 # {name}: a one-step generator
 
-A consistency model distilled from a DDPM teacher with fewstep {version} ({objective}, {kimg:g} kimg at batch {batch}).
+A consistency model distilled from a DDPM teacher with fewstep {version} ({method}, {kimg:g} kimg at batch {batch}).
 It makes {size} images in one or a few network evaluations.
 
 ```python
@@ -46,8 +46,9 @@ Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) a
 """
 
 
-def model_card(config: Config, model: ConsistencyModel, facts: dict[str, Any]) -> str:
+def model_card(config: Config, student: str, model: ConsistencyModel, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
+    settings = config.students[student]
     channels, height, width = model.space.shape
     count = model.grid.num_train_timesteps
     steps = [n for n in (1, 2, 4, 8) if n < count]
@@ -55,11 +56,11 @@ def model_card(config: Config, model: ConsistencyModel, facts: dict[str, Any]) -
     search = facts["search"]
     rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
     return _CARD.format(
-        name=config.name,
+        name=config.name if student == "student" else f"{config.name}-{student}",
         version=__version__,
-        objective=config.student.objective,
-        kimg=config.student.train.kimg,
-        batch=config.student.train.batch_size,
+        method=settings.method.name,
+        kimg=settings.train.kimg,
+        batch=settings.train.batch_size,
         size=f"{width}x{height} {'grey' if channels == 1 else 'RGB'}",
         steps="\n".join(rows),
         four=f"The levels of four steps are those of `pipeline(batch_size=16, {call})`.\n" if 4 in steps else "",

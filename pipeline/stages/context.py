@@ -1,6 +1,7 @@
 """What the stages of a run share: configuration, folder, device, data, and how training is set up."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fewstep.files import read_json
 from fewstep.pipeline.config.schema import Config, TrainConfig
 from fewstep.pipeline.data.load import ImageData, load_data
 from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import say
 
 
@@ -23,8 +25,8 @@ def the_device(*, cpu: bool = False) -> torch.device:
 class RunContext:
     """One run in progress."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.folder = config, config.folder
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        self.config, self.folder = config, folder or config.folder
         self.device = the_device(cpu=config.device == "cpu")
 
     @cached_property
@@ -50,10 +52,19 @@ class RunContext:
         kept = read_json(path, {}) if path.exists() else {}
         return kept if kept.get("config") == self.config.to_dict()["data"] else None
 
-    def training_job(
-        self, title: str, config: TrainConfig, config_hash: str, checkpoints: str | None = None
-    ) -> TrainingJob:
-        """The training part of a stage, with its places in the run folder."""
+    def title(self, student: str) -> str:
+        """A student in what is printed."""
+        return "student" if student == "student" else f"student {student}"
+
+    def student_generator(self, student: str, what: str) -> torch.Generator:
+        """The randomness of a step in the making of a student, its own for each name."""
+        return keyed_generator(self.config.seed, what if student == "student" else f"{what}, {student}")
+
+    def training_job(self, stage: str, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+        """The training part of a stage (teacher, students/NAME), with its places in the run folder.
+
+        `title` is the dotted key of the section, on which the training's randomness depends.
+        """
         return TrainingJob(
             title=title,
             images=self.data.images,
@@ -62,9 +73,9 @@ class RunContext:
             config=config,
             seed=self.config.seed,
             config_hash=config_hash,
-            checkpoints=self.folder / "checkpoints" / (checkpoints or title),
-            log=self.folder / "logs" / f"{title}.jsonl",
-            tensorboard=self.folder / "logs" / "tensorboard" / title,
+            checkpoints=self.folder / "checkpoints" / stage,
+            log=self.folder / "logs" / f"{stage}.jsonl",
+            tensorboard=self.folder / "logs" / "tensorboard" / stage,
         )
 
     def accelerated(self, precision: str) -> Accelerator:

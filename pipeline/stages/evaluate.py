@@ -1,36 +1,45 @@
 """The evaluation stage: every sampler of the configuration under one protocol."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
 from fewstep.eval.features.extractors import Extractor, load_extractor
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import Reference, load_reference
 from fewstep.eval.speed.timing import Limits
+from fewstep.files import sha256_file
 from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.pipeline.data.choice import reference_images
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.manifest import read_manifest
 from fewstep.progress import say
 from fewstep.students.load import load_student
 from fewstep.teachers.load import load_teacher
 
 
-def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
-    """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`."""
+def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[str, Any]:
+    """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`.
+
+    `identities`: by sampler name, a hash of all that its numbers depend on.
+    """
     config, data = run.config.eval, run.config.data
     extractor = load_extractor(config.extractor, config.extractor_weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
-    student = load_student(run.folder / "student", run.device)
-    for model in (teacher, student):
+    names = run.config.samplers
+    used = [name for name in run.config.students if any(sampler.subject == name for sampler in names)]
+    students = {name: load_student(run.folder / "students" / name, run.device) for name in used}
+    for model in (teacher, *students.values()):
         prepare_to_sample(model)
-    samplers = [build_sampler(name, teacher, student) for name in config.samplers]
+    samplers = [build_sampler(name, teacher, students) for name in names]
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
@@ -38,6 +47,8 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
     reference, shown = _reference(run, extractor)
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)
+    if not (work / "samplers").exists():
+        _take_earlier(run.folder / "eval", work)
     remove_others(work, samplers)
     benchmark(
         samplers,
@@ -46,19 +57,32 @@ def evaluate(run: RunContext, stage: Path, identity: str) -> dict[str, Any]:
         training_images=run.data.images,
         training_features=training_features(config, run.data.images, data, extractor),
         extractor=extractor,
-        settings=settings_of(config, dict.fromkeys(config.samplers, identity), mirrored=data.horizontal_flip),
+        settings=settings_of(config, identities, mirrored=data.horizontal_flip),
         folder=work,
         device=run.device,
         say=lambda text: say(f"  {text}"),
     )
-    fewest = {sampler.kind: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
-    add_cold_starts(work, {each.name: str(run.folder / each.name) for each in fewest.values()}, run.device)
+    fewest = {sampler.subject: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
+    folders = {each.name: "" if each.kind == "teacher" else "students/" for each in fewest.values()}
+    add_cold_starts(work, {name: f"{run.folder}/{folder}{name}" for name, folder in folders.items()}, run.device)
     for path in sorted(work.rglob("*")):  # copytree would hide a full disk in an error without a number
         if path.is_dir():
             (stage / path.relative_to(work)).mkdir()
         else:
             shutil.copyfile(path, stage / path.relative_to(work))
     return {"seed_blocks": config.seed_blocks}
+
+
+def _take_earlier(folder: Path, work: Path) -> None:
+    """Copy what an earlier evaluation left: the benchmark keeps of it what is still of the same inputs."""
+    outputs: dict[str, Any] = {}
+    with suppress(UserError):  # there is none, or it is damaged
+        outputs = read_manifest(folder)["outputs"]
+    for name, output in outputs.items():
+        file = folder / name
+        if name != "benchmark.json" and file.is_file() and sha256_file(file) == output["sha256"]:
+            (work / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, work / name)
 
 
 def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:

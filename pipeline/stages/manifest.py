@@ -32,26 +32,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_sealed(folder / MANIFEST, FORM, f"remove {folder} to make it again")
 
 
-def stage_hash(folder: Path) -> str:
-    """A hash of what a finished stage left: its outputs' sha256, for the stages that stand on it."""
-    return sha256_json(read_manifest(folder)["outputs"])
+def model_hash(folder: Path) -> str:
+    """A hash of the model that a finished stage left: sha256 of its weights and configurations, not of its card."""
+    outputs = read_manifest(folder)["outputs"]
+    return sha256_json({name: outputs[name]["sha256"] for name in outputs if is_model_file(name)})
 
 
-def is_fresh(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether the stage's folder is whole and was made from these inputs; what is stale is said."""
+def folder_hash(folder: Path) -> str:
+    """`model_hash` of a diffusers folder without a manifest, as files have it now."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = {file.relative_to(folder).as_posix(): file for file in files}
+    return sha256_json({name: sha256_file(file) for name, file in names.items() if is_model_file(name)})
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a pipeline's folder has a part in what the model computes."""
+    return name.endswith((".json", ".safetensors")) and name != MANIFEST
+
+
+def changed_inputs(folder: Path, title: str, inputs: dict[str, Any]) -> dict[str, str] | None:
+    """What has changed (see `changes`) since a stage was made; None where it is not there or not whole."""
     restore_folder(folder)
     if not (folder / MANIFEST).exists():
-        return False
+        return None
     manifest = read_manifest(folder)
-    if changed := _changed(manifest["inputs"], inputs):
-        say(f"{folder.name}: stale ({', '.join(changed[:3])} changed since), made again")
-        return False
     for name, output in manifest["outputs"].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != output["size"]:
-            say(f"{folder.name}: {name} is missing or was cut short, made again")
-            return False
-    return True
+            say(f"{title}: {name} is missing or was cut short, made again")
+            return None
+    return changes(manifest["inputs"], inputs)
 
 
 def verify_outputs(folder: Path) -> None:
@@ -63,26 +73,27 @@ def verify_outputs(folder: Path) -> None:
 
 def make_stage(
     folder: Path,
+    title: str,
     inputs: dict[str, Any],
     facts: dict[str, Any],
     build: Callable[[Path], dict[str, Any] | None],
 ) -> None:
     """Build a stage's folder, complete or not at all. `build` fills it and may return more for the manifest.
 
-    OSError names the run's folder, also for a full disk that safetensors reports as an exception of its own.
+    A full disk is an OSError, also where safetensors reports it as an exception of its own.
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     try:
         with staged_folder(folder) as stage:
             more = build(stage) or {}
             seconds = time.monotonic() - clock
-            value = manifest(stage, folder.name, inputs, seconds, started, facts | more)
+            value = manifest(stage, title, inputs, seconds, started, facts | more)
             write_json(stage / MANIFEST, sealed(value))
     except SafetensorError as error:
         if (code := re.search(r"os error (\d+)", str(error))) is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder.parent)) from error
-    say(f"{folder.name}: done in {seconds:.0f} s")
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+    say(f"{title}: done in {seconds:.0f} s")
 
 
 def manifest(
@@ -105,7 +116,14 @@ def manifest(
     } | facts
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Dotted names of the inputs that differ."""
+def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """{dotted name: "name old -> new"} of the inputs that differ; hashes are not shown."""
     old, new = flatten(before), flatten(now)
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        values = [old.get(key), new.get(key)]
+        if values[0] != values[1]:
+            hashed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in values)
+            shown = "is another one" if hashed else " -> ".join("none" if v is None else f"{v}" for v in values)
+            found[key] = f"{key.removeprefix('weights.').removeprefix('search.')} {shown}"
+    return found

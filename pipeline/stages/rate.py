@@ -10,33 +10,34 @@ from fewstep.eval.report.rating import rating_page
 from fewstep.files import read_json, write_bytes
 from fewstep.pipeline.config.reading import config_from_dict
 from fewstep.pipeline.data.load import load_data
-from fewstep.pipeline.sampling.models import build_sampler, student_sampler
+from fewstep.pipeline.sampling.models import student_sampler, teacher_sampler
 from fewstep.pipeline.stages.context import the_device
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.students.load import load_student
+from fewstep.students.load import load_student, student_folder
 from fewstep.teachers.load import load_teacher
 
 BATCH = 64
 
 
-def write_rating_page(run: Path, *, pairs: int, steps: int, seed: int, out: Path) -> None:
+def write_rating_page(run: Path, student: str | None, *, pairs: int, steps: int, seed: int, out: Path) -> None:
     """Write the page: `pairs` of the student against its teacher (Heun 18), as many against real images.
 
-    The real images are of the split that quality is measured against. UserError: the run has no student or teacher
-    yet; its data cannot be read; there are fewer real images than pairs.
+    `student` is the name of one, None where there is one only. The real images are of the split that quality is
+    measured against. UserError: the run has no student or teacher yet; its data cannot be read; there are fewer real
+    images than pairs.
     """
     config = config_from_dict(read_json(run / "config.json", {}))
     device = the_device()
     with raising_signals():
-        student = student_sampler(load_student(run / "student", device), steps)
-        teacher = build_sampler("teacher@heun:18", load_teacher(run / "teacher", device), None)
+        few = student_sampler(load_student(student_folder(run, student), device), steps)
+        teacher = teacher_sampler(load_teacher(run / "teacher", device), "heun", 18)
         real = load_data(config.data, config.data.reference_split or config.data.split).images
         if len(real) < pairs:
             raise UserError("--pairs", pairs, f"there are only {len(real)} real images")
         picked = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:pairs]
         say(f"rate: {2 * pairs} images of the student at {steps} steps, {pairs} of its teacher (Heun, 18 steps)")
-        made = Generated(student, seed, 2 * pairs, BATCH).images(0, 2 * pairs)
+        made = Generated(few, seed, 2 * pairs, BATCH).images(0, 2 * pairs)
         rivals = {"teacher": Generated(teacher, seed, pairs, BATCH).images(0, pairs), "real": real[picked]}
         write_bytes(out, rating_page(config.name, made, rivals, seed).encode())
     say("open the page in a browser, answer with the arrow keys, and download the answers at the end; then:")

@@ -1,4 +1,4 @@
-"""A run: data, teacher, student, evaluation and report, each made when it is missing or stale and not otherwise."""
+"""A run: data, teacher, students, evaluation and report, each made when it is missing or stale and not otherwise."""
 
 import sys
 import time
@@ -12,15 +12,22 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
-from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
-from fewstep.pipeline.cli.arguments import config_yaml
-from fewstep.pipeline.config.reading import load_config
-from fewstep.pipeline.config.schema import Config
+from fewstep.files import read_json, remove, sha256_file, sha256_json, sweep, write_bytes, write_json
+from fewstep.pipeline.config.reading import config_from_dict, config_yaml, load_config
+from fewstep.pipeline.config.schema import Config, LoadedTeacher
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
-from fewstep.pipeline.stages.manifest import MANIFEST, is_fresh, make_stage, stage_hash, verify_outputs
+from fewstep.pipeline.stages.manifest import (
+    MANIFEST,
+    changed_inputs,
+    changes,
+    make_stage,
+    model_hash,
+    read_manifest,
+    verify_outputs,
+)
 from fewstep.pipeline.stages.student import make_student
-from fewstep.pipeline.stages.teacher import make_teacher
+from fewstep.pipeline.stages.teacher import make_teacher, source_hash
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
@@ -51,11 +58,22 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
 
 
 def report(folder: Path) -> Path:
-    """Write a measured run's report again, from its files alone; returns the path of index.html."""
+    """Write a measured run's report again, from its files alone; returns the path of index.html.
+
+    UserError: the results are not those of the models and the configuration in the folder.
+    """
     from fewstep.eval.report.page import write_report
 
-    with run_lock(Path(folder)):
-        path = write_report(Path(folder), commands(Path(folder)))
+    folder = Path(folder)
+    with run_lock(folder):
+        if (folder / "config.json").exists() and (folder / "eval" / MANIFEST).exists():
+            job = Run(config_from_dict(read_json(folder / "config.json", {})), folder)
+            if stale := job.stale_results():
+                remedy = (
+                    f"measured otherwise than its configuration and models say ({stale}); run {commands(folder)[0]}"
+                )
+                raise UserError(folder / "eval", None, remedy)
+        path = write_report(folder, commands(folder))
     say(str(path))
     return path
 
@@ -66,7 +84,10 @@ def commands(folder: Path) -> list[str]:
 
 
 class Run(RunContext):
-    """A run's stages, as methods."""
+    """A run's stages, as methods.
+
+    A stage's inputs are the content of what it reads: the settings that change numbers, pixels, weights.
+    """
 
     def check(self, until: str) -> None:
         """What can be known to be wrong before any work starts."""
@@ -88,50 +109,83 @@ class Run(RunContext):
         write_bytes(self.folder / "config.yaml", config_yaml(self.config).encode())
         write_json(self.folder / "config.json", self.config.to_dict())
 
+    def _training_inputs(self) -> dict[str, Any]:
+        flip = self.config.data.horizontal_flip
+        return {"seed": self.config.seed, "data": self.data_facts["sha256"], "data.horizontal_flip": flip}
+
     def teacher(self) -> None:
         """Train a teacher, or load one, into teacher/."""
-        section = self.config.to_dict()["teacher"]
-        own = section["source"] == "train"
-        inputs = {"teacher": section, "seed": self.config.seed, "data": self.data_facts["sha256"]}
-        if self.config.data.horizontal_flip:
-            inputs["horizontal_flip"] = True
-        inputs = inputs if own else {"teacher": {"source": section["source"]}}
-        self._stage("teacher", inputs, lambda stage: make_teacher(self, stage, sha256_json(inputs)))
+        if isinstance(self.config.teacher, LoadedTeacher):
+            inputs = {"teacher.source": source_hash(self.config.teacher.source)}
+            redone = "loaded again"
+        else:
+            inputs = {"teacher": self.config.teacher.numbers()} | self._training_inputs()
+            redone = "trained again from the start"
+        identity = sha256_json(inputs)
+        self._stage(
+            "teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, identity), identity, redone
+        )
 
     def student(self) -> None:
-        """Distil the teacher into student/."""
-        inputs = {
-            "student": self.config.to_dict()["student"],
-            "seed": self.config.seed,
-            "data": self.data_facts["sha256"],
-            "horizontal_flip": self.config.data.horizontal_flip,
-            "choice_split": self.config.data.choice_split,
-            "extractor": self.config.eval.extractor,
-            "teacher": stage_hash(self.folder / "teacher"),
-        }
-        self._stage("student", inputs, lambda stage: make_student(self, stage, sha256_json(inputs)))
+        """Distil the teacher into students/NAME/, for each name."""
+        for name, config in self.config.students.items():
+            key, numbers = self.config.student_key(name), config.numbers()
+            choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
+            search = {f"{key}.search_images": numbers.pop("search_images")} | choices
+            weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
+            inputs = {"weights": weights, "search": search | self._extractor()}
+            self._stage(
+                f"students/{name}",
+                self.title(name),
+                inputs,
+                lambda stage, kept, name=name, inputs=inputs: make_student(self, name, stage, inputs, kept),
+                sha256_json(weights),
+                "distilled again from the start",
+                ("search.", "its noise levels searched again"),
+            )
+
+    def _extractor(self) -> dict[str, Any]:
+        """The extractor, and which weights of it where a file is given."""
+        weights = self.config.eval.extractor_weights
+        hashed = {} if weights is None else {"eval.extractor_weights": sha256_file(weights.expanduser())}
+        return {"eval.extractor": self.config.eval.extractor} | hashed
+
+    def _measured(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What all results depend on, and by sampler what its own depend on besides."""
+        settings = self.config.eval.numbers()
+        del settings["samplers"], settings["extractor"]
+        if (file := self.config.eval.reference) is not None:
+            settings["reference"] = sha256_file(file.expanduser())
+        data = {"data": self.data_facts["sha256"], "data.reference_split": self.config.data.reference_split}
+        data |= {"data.choice_split": self.config.data.choice_split}
+        shared = (
+            {"eval": settings} | self._extractor() | data | {"data.horizontal_flip": self.config.data.horizontal_flip}
+        )
+        names = self.config.samplers
+        folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
+        hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
+        return shared, {str(name): hashes[name.subject] for name in names}
 
     def evaluate(self) -> None:
-        """Measure teacher and student into eval/."""
-        section = self.config.to_dict()["eval"]
-        del section["inception_weights"], section["dinov2_weights"]  # where they are, not what they are
-        if (file := self.config.eval.reference) is not None:
-            section["reference"] = sha256_file(file.expanduser())
-        inputs = {
-            "eval": section,
-            "data": self.data_facts["sha256"],
-            "reference_split": self.config.data.reference_split,
-            "choice_split": self.config.data.choice_split,
-            "teacher": stage_hash(self.folder / "teacher"),
-            "student": stage_hash(self.folder / "student"),
+        """Measure teacher and students into eval/."""
+        shared, models = self._measured()
+        others = shared | {"eval": {key: value for key, value in shared["eval"].items() if key != "ddpm_seed_blocks"}}
+        identities = {
+            name: sha256_json([shared if "@ddpm:" in name else others, name, model]) for name, model in models.items()
         }
 
-        def build(stage: Path) -> dict[str, Any]:
+        def build(stage: Path, _: dict[str, Any] | None) -> dict[str, Any]:
             from fewstep.pipeline.stages.evaluate import evaluate
 
-            return evaluate(self, stage, sha256_json(inputs))
+            return evaluate(self, stage, identities)
 
-        self._stage("eval", inputs, build)
+        inputs = shared | {"samplers": models}
+        self._stage("eval", "eval", inputs, build, sha256_json(inputs), "measured again where a result depends on it")
+
+    def stale_results(self) -> str:
+        """How eval/ differs from what configuration and models in the folder would give; "" where it does not."""
+        shared, models = self._measured()
+        return ", ".join(changes(read_manifest(self.folder / "eval")["inputs"], shared | {"samplers": models}).values())
 
     def report(self) -> None:
         """Write report/ from the files of the other stages."""
@@ -140,13 +194,35 @@ class Run(RunContext):
         self.write_config()
         write_report(self.folder, commands(self.folder))
 
-    def _stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> None:
+    def _stage(
+        self,
+        name: str,
+        title: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path, dict[str, Any] | None], dict[str, Any] | None],
+        identity: str,
+        redone: str,
+        partly: tuple[str, str] = ("no part", ""),
+    ) -> None:
+        """Make the stage in the folder `name` unless it is there, made from these inputs.
+
+        `redone` says what is done where they have changed. `partly` does so where only inputs that begin with its
+        first entry have: `build` then gets the manifest of what is there, else None. `identity`: of the checkpoints.
+        """
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
-        if is_fresh(folder, inputs):
+        changed, kept = changed_inputs(folder, title, inputs), None
+        if changed == {}:
             verify_outputs(folder)
-            say(f"{name}: up to date")
+            say(f"{title}: up to date")
         else:
-            latest_checkpoint(checkpoints, sha256_json(inputs), lambda text: None)  # refuse before writing anything
+            if changed:
+                manifest = read_manifest(folder)
+                if all(key.startswith(partly[0]) for key in changed):
+                    verify_outputs(folder)
+                    kept, redone = manifest, partly[1]
+                shown = [*list(changed.values())[:3], *[f"{len(changed) - 3} more"] * (len(changed) > 3)]
+                say(f"{title}: {', '.join(shown)}: {redone} (took {manifest.get('seconds', 0):.0f} s)")
+            latest_checkpoint(checkpoints, identity, lambda text: None)  # refuse before writing anything
             self.write_config()
             facts = {
                 "config_hash": sha256_json(self.config.to_dict()),
@@ -155,6 +231,7 @@ class Run(RunContext):
                 "command": " ".join(["fewstep", *sys.argv[1:]]),
             }
             set_seed(self.config.seed)
-            make_stage(folder, inputs, facts, build)
+            make_stage(folder, title, inputs, facts, lambda stage: build(stage, kept))
         with suppress(OSError):
             remove(checkpoints)
+            (self.folder / "checkpoints" / "students").rmdir()  # when it is empty

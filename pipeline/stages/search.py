@@ -18,6 +18,7 @@ from fewstep.eval.images import Generated, TensorImages, pixels_sha256
 from fewstep.eval.interfaces import ImageSource
 from fewstep.eval.quality.metrics import kernel_distance
 from fewstep.eval.quality.references import extract
+from fewstep.pipeline.config.schema import StudentConfig
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.progress import say
@@ -59,10 +60,12 @@ class Trials:
         return kernel_distance(features, self.real, min(SUBSET, len(features), len(self.real)))
 
 
-def search_levels(run: RunContext, model: ConsistencyModel, real: Tensor) -> tuple[StepGrid, dict[str, Any]]:
+def search_levels(
+    run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor
+) -> tuple[StepGrid, dict[str, Any]]:
     """The grid with the best levels of two and four steps, and what was tried; `real`: see `Trials`."""
     config, clock = run.config, time.monotonic()
-    count, batch = config.student.search_images, config.eval.batch_size
+    count, batch = settings.search_images, config.eval.batch_size
     extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, run.device)
     model.register_forward_pre_hook(stop_if_cancelled)
     say(f"  searching noise levels: {count} images each, KID against {len(real):,} real images")

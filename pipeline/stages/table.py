@@ -1,5 +1,6 @@
 """A benchmark of subjects: any mixture of models and images, under one protocol, into a folder of its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
@@ -9,7 +10,7 @@ from fewstep.eval.images import StoredImages
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.report.benchmark_page import write_comparison
 from fewstep.files import sweep
-from fewstep.pipeline.cli.benchmark import Comparison
+from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.subjects import open_subject
@@ -20,29 +21,38 @@ from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
 
-def compare_subjects(asked: Comparison) -> Path:
-    """Measure the subjects, print and write the table; returns the folder with the results.
+def compare_subjects(
+    texts: Sequence[str],
+    settings: EvalConfig,
+    reference_file: Path,
+    training_data: DataConfig | None,
+    out: Path,
+    command: str,
+    *,
+    trust: bool = False,
+) -> Path:
+    """Measure the subjects, print and write the table into `out`, which is returned; `command` is shown there.
 
     What an earlier call measured of the same subject under the same protocol is kept. UserError: a subject, the
     reference or the settings are wrong, or the subjects' images differ in shape.
     """
     device = the_device()
     with raising_signals():
-        opened = [open_subject(text, device, trust=asked.trust) for text in asked.subjects]
+        opened = [open_subject(text, device, trust=trust) for text in texts]
         subjects = [subject for subject, _ in opened]
         shape = _common_shape(subjects)
-        check_shape(asked.eval.extractor, shape)
-        extractor = load_extractor(asked.eval.extractor, asked.eval.extractor_weights, device)
-        reference = read_reference(asked.reference, extractor)
-        training = None if asked.training is None else load_data(asked.training, asked.training.split).images
+        check_shape(settings.extractor, shape)
+        extractor = load_extractor(settings.extractor, settings.extractor_weights, device)
+        reference = read_reference(reference_file, extractor)
+        training = None if training_data is None else load_data(training_data, training_data.split).images
         if training is not None and tuple(training.shape[1:]) != shape:
-            raise UserError("--training", asked.training, f"holds images {tuple(training.shape[1:])}, not {shape}")
+            raise UserError("--training", training_data, f"holds images {tuple(training.shape[1:])}, not {shape}")
         searched = None
-        if training is not None and asked.training is not None:
-            searched = training_features(asked.eval, training, asked.training, extractor)
-        with run_lock(asked.out):
-            sweep(asked.out)
-            say(f"benchmark: {len(subjects)} subjects, {asked.eval.images} images a seed block ({extractor.name})")
+        if training is not None and training_data is not None:
+            searched = training_features(settings, training, training_data, extractor)
+        with run_lock(out):
+            sweep(out)
+            say(f"benchmark: {len(subjects)} subjects, {settings.images} images a seed block ({extractor.name})")
             benchmark(
                 subjects,
                 reference=reference,
@@ -50,17 +60,17 @@ def compare_subjects(asked: Comparison) -> Path:
                 training_images=training,
                 training_features=searched,
                 extractor=extractor,
-                settings=settings_of(asked.eval, {subject.name: identity for subject, identity in opened}),
-                folder=asked.out,
+                settings=settings_of(settings, {subject.name: identity for subject, identity in opened}),
+                folder=out,
                 device=device,
                 say=lambda text: say(f"  {text}"),
             )
             models = [subject.name for subject in subjects if not isinstance(subject, StoredImages)]
-            add_cold_starts(asked.out, {name: name for name in models}, device, trust=asked.trust)
-            table = write_comparison(asked.out, [asked.command])
+            add_cold_starts(out, {name: name for name in models}, device, trust=trust)
+            table = write_comparison(out, [command])
     say(table)
-    say(str(asked.out / "index.html"))
-    return asked.out
+    say(str(out / "index.html"))
+    return out
 
 
 def _common_shape(subjects: list[Subject]) -> tuple[int, int, int]:

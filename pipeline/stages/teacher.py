@@ -7,7 +7,10 @@ import torch
 from diffusers import UNet2DModel
 
 from fewstep.errors import UserError
+from fewstep.pipeline.config.schema import LoadedTeacher
+from fewstep.pipeline.sampling.subjects import HUB_ID, fetch
 from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
 from fewstep.pipeline.training.randomness import key
 from fewstep.progress import say
@@ -17,10 +20,20 @@ from fewstep.teachers.objective import DDPMObjective
 from fewstep.teachers.solvers import levels
 
 
+def source_hash(source: str) -> str:
+    """A hash of the model in a folder or under a hub id, by its files; "" where there is none, which loading tells."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(source):
+            return ""
+        folder = fetch("teacher.source", source)
+    return folder_hash(folder)
+
+
 def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
     """Fill `stage` with a stock DDPMPipeline folder of the averaged weights."""
     config = run.config.teacher
-    if config.source != "train":
+    if isinstance(config, LoadedTeacher):
         say(f"teacher: loading {config.source}")
         teacher, scheduler = read_teacher(config.source)
         made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.images.shape[1:]))
@@ -47,7 +60,7 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]} for {config.train.kimg:g} kimg"
     )
     scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
-    job = run.training_job("teacher", config.train, config_hash)
+    job = run.training_job("teacher", "teacher", config.train, config_hash)
     average = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision))
     unet = cast(UNet2DModel, average.cpu().to(memory_format=torch.contiguous_format))
     save_teacher(ddpm_model(unet, scheduler), scheduler, stage)

@@ -1,7 +1,7 @@
 """fewstep: distil a diffusion teacher into a consistency model that samples in one or a few network evaluations.
 
 >>> import fewstep
->>> student = fewstep.load_student("runs/digits/student")
+>>> student = fewstep.load_student("runs/digits")
 >>> images = fewstep.sample(student, num=16, steps=2, seed=0)      # uint8 [16, 1, 8, 8]
 """
 

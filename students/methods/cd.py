@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class CD(Section):
     """Consistency distillation (Song 2023, algorithm 2): one step of the teacher's ODE from t to r."""
 
-    name: Literal["cd"] = "cd"
+    name: Literal["cd"] = Field("cd", description="cd (consistency distillation along the teacher's ODE)")
     solver: Literal["heun", "euler"] = Field("heun", description="step of the teacher's ODE: 2 evaluations or 1")
     grid: int | None = Field(
         None, ge=2, le=10_000, description="pairs are neighbours on a Karras grid of so many points; null: ECT's pairs"

@@ -52,9 +52,9 @@ def make_run(folder: Path, name: str = "digits") -> Path:
     random = np.random.default_rng(0)
     _write(folder / "config.json", _config(name))
     _write(folder / "data.json", {"source": "digits", "count": 1797, "shape": [1, 8, 8], "sha256": "ab12" * 16})
-    for stage, seconds in (("teacher", 201.4), ("student", 262.9), ("eval", 171.0)):
+    for stage, seconds in (("teacher", 201.4), ("students/student", 262.9), ("eval", 171.0)):
         _write(folder / stage / "manifest.json", {"format": 1, "stage": stage, "seconds": seconds})
-    for stage, low in (("teacher", 0.11), ("student", 0.02)):
+    for stage, low in (("teacher", 0.11), ("students/student", 0.02)):
         _write_log(folder / "logs" / f"{stage}.jsonl", low, random)
     digits = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) * (255 / 16)
     for index, sampler in enumerate(SAMPLERS):
@@ -116,7 +116,7 @@ def _config(name: str) -> dict[str, Any]:
             "prediction": "v_prediction",
             "train": {"kimg": 1500, "batch_size": 64},
         },
-        "student": {"objective": "cd", "sigma_min": 0.002, "train": {"kimg": 1500, "betas": [0.9, 0.99]}},
+        "student": {"method": {"name": "cd"}, "sigma_min": 0.002, "train": {"kimg": 1500, "betas": [0.9, 0.99]}},
         "eval": {"extractor": "digits-cnn", "images": 1000, "seed_blocks": 3},
     }
 

@@ -26,6 +26,8 @@ IMAGES = 64
 STAGES = {"teacher": "steps", "student": "steps", "eval": "seed blocks", "sample": "calls", "report": "calls"}
 """What is killed, and what its lost work is counted in."""
 COMMANDS = {"teacher": "train-teacher", "student": "distill", "eval": "benchmark"}
+PLACES = {"student": "students/student"}
+"""The folder of a stage, where its name is another: in the run, under checkpoints/ and, with .jsonl, under logs/."""
 CLOCKS = ("seconds", "kimg_per_s")
 
 
@@ -75,7 +77,7 @@ class Run:
 
     def records(self, title: str) -> list[dict[str, Any]]:
         """The log of a training, without what the clock gives."""
-        path = self.folder / "logs" / f"{title}.jsonl"
+        path = self.folder / "logs" / f"{PLACES.get(title, title)}.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [{key: value for key, value in record.items() if key not in CLOCKS} for record in records]
 
@@ -94,7 +96,7 @@ class Run:
         if stage == "report":
             names = ("index.html", "results.md", "results.json")
             return {name: (self.folder / "report" / name).stat().st_size > 0 for name in names}
-        outputs = read_json(self.folder / stage / MANIFEST)["outputs"]
+        outputs = read_json(self.folder / PLACES.get(stage, stage) / MANIFEST)["outputs"]
         found: dict[str, Any] = {name: each["sha256"] for name, each in outputs.items()}
         if stage != "eval":
             return found | {f"log line {index}": record for index, record in enumerate(self.records(stage))}
@@ -158,7 +160,10 @@ def kill_at_random(whole: Run, stage: str, kills: int, cpu_seconds: float, rando
 
 def _progress(run: Run, stage: str) -> dict[str, Any]:
     """How far a stage is: its newest checkpoint or its measured blocks, and which log and scratch files there are."""
-    log, work = run.folder / "logs" / f"{stage}.jsonl", run.folder / "checkpoints" / stage
+    log, work = (
+        run.folder / "logs" / f"{PLACES.get(stage, stage)}.jsonl",
+        run.folder / "checkpoints" / PLACES.get(stage, stage),
+    )
     steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(work)]
     blocks = Counter[str]()
     for path in work.glob("samplers/[!.]*.json"):
@@ -168,15 +173,17 @@ def _progress(run: Run, stage: str) -> dict[str, Any]:
         "blocks": sum(blocks.values()),
         "log": log.stat().st_ino if log.exists() else None,
         "scratch": {path.name for path in work.glob(".scratch-*")},
-        "done": run.samples.exists() if stage == "sample" else (run.folder / stage / MANIFEST).exists(),
+        "done": run.samples.exists()
+        if stage == "sample"
+        else (run.folder / PLACES.get(stage, stage) / MANIFEST).exists(),
     }
 
 
 def _lost(run: Run, stage: str, before: dict[str, Any], wrong: list[str]) -> float:
     """Work that a kill threw away; what it must not have done is added to `wrong`."""
     now = _progress(run, stage)
-    if (run.folder / stage / MANIFEST).exists():
-        verify_outputs(run.folder / stage)
+    if (run.folder / PLACES.get(stage, stage) / MANIFEST).exists():
+        verify_outputs(run.folder / PLACES.get(stage, stage))
     if stage == "report" or now["done"]:
         return 0.0 if now["done"] else 1.0
     if stage == "sample":
@@ -189,7 +196,7 @@ def _lost(run: Run, stage: str, before: dict[str, Any], wrong: list[str]) -> flo
         wrong.append(f"the checkpoint of step {before['checkpoint']} is gone")
     if now["checkpoint"]:
         try:
-            verify_checkpoint(run.folder / "checkpoints" / stage / f"step-{now['checkpoint']:09d}")
+            verify_checkpoint(run.folder / "checkpoints" / PLACES.get(stage, stage) / f"step-{now['checkpoint']:09d}")
         except UserError as error:
             wrong.append(f"the newest checkpoint is not whole: {error}")
     if now["log"] == before["log"]:  # killed before its first step

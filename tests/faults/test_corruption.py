@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 
+from faults.killing import PLACES
 from fewstep.errors import UserError
 from fewstep.eval.features.digits_cnn import digits
 from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import load_halves, load_reference, write_features
 from fewstep.files import restore_folder
-from fewstep.pipeline.stages.manifest import is_fresh, read_manifest, verify_outputs
+from fewstep.pipeline.stages.manifest import changed_inputs, read_manifest, verify_outputs
 from fewstep.pipeline.training.checkpoint import MANIFEST, latest_checkpoint, list_checkpoints, verify_checkpoint
 from small_training import Training
 
@@ -135,7 +136,7 @@ def test_a_training_resumes_before_a_damaged_checkpoint_and_ends_the_same(whole_
 def test_a_student_s_refit_is_not_made_again_unless_its_record_is_damaged(whole_run, tmp_path, record):
     run = whole_run.before("student", tmp_path)
     assert run.make("student", "die_after_three_saves")[0] == 9
-    path = run.folder / "checkpoints" / "student" / "conversion.json"
+    path = run.folder / "checkpoints" / "students" / "student" / "conversion.json"
     if record == "damaged":
         path.write_text(path.read_text().replace("0.", "1.", 1))
     if record == "missing":
@@ -149,12 +150,13 @@ def test_a_student_s_refit_is_not_made_again_unless_its_record_is_damaged(whole_
 
 @pytest.mark.parametrize("stage", ["teacher", "student", "eval"])
 def test_changed_bytes_of_a_finished_stage_are_named(whole_run, tmp_path, stage):
-    shutil.copytree(whole_run.folder / stage, tmp_path / stage)
-    folder, inputs = tmp_path / stage, read_manifest(whole_run.folder / stage)["inputs"]
+    made = whole_run.folder / PLACES.get(stage, stage)
+    shutil.copytree(made, tmp_path / stage)
+    folder, inputs = tmp_path / stage, read_manifest(made)["inputs"]
 
     def detected(path):
         try:
-            assert is_fresh(folder, inputs)
+            assert changed_inputs(folder, "it", inputs) == {}
             verify_outputs(folder)
         except UserError as error:
             return str(path) in str(error) and "\n" not in str(error)
@@ -169,7 +171,7 @@ def test_changed_bytes_of_a_finished_stage_are_named(whole_run, tmp_path, stage)
 
 def test_a_damaged_stage_stops_the_run_in_one_line_and_is_left_alone(whole_run, tmp_path):
     run = whole_run.before("eval", tmp_path)
-    weights = run.folder / "student" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = run.folder / "students" / "student" / "unet" / "diffusion_pytorch_model.safetensors"
     damage(weights, Random(1))
     spoiled = weights.read_bytes()
     code, _, err = run.make("eval")

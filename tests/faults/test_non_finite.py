@@ -72,7 +72,7 @@ def test_a_teacher_that_gives_nan_stops_the_student(whole_run, tmp_path, fault):
     if fault == "nan_from_the_teacher":
         assert "at step 7 is not finite (images [" in err
         assert f"the last good checkpoint is in {run.folder / 'checkpoints' / 'student'}" in err
-    assert not (run.folder / "student").exists()
+    assert not (run.folder / "students" / "student").exists()
     code, out, err = run.make("student")
     assert code == 0, err
     assert ("continues at step 6 of 12" in out) == (fault == "nan_from_the_teacher")

@@ -20,7 +20,7 @@ from fewstep.eval.quality.references import write_features
 from fewstep.eval.report.rating import collect
 from fewstep.eval.report.regression import compare, read_results
 from fewstep.files import read_json, sha256_json, write_json
-from fewstep.pipeline.config.reading import file_values, load_config
+from fewstep.pipeline.config.reading import load_config
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.training.checkpoint import verify_checkpoint
 
@@ -45,7 +45,6 @@ def _rating(folder: Path, data: bytes) -> None:
 
 def _config(folder: Path, data: bytes) -> None:
     (folder / "config.yaml").write_bytes(data)
-    file_values(folder / "config.yaml")
     load_config(folder / "config.yaml")
 
 

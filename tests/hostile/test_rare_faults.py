@@ -99,7 +99,14 @@ def test_training_images_of_another_size(tiny_run, tmp_path, capsys):
     reference = str(tmp_path / "ref.safetensors")
     assert main(["reference", "digits", "-o", reference]) == 0
     capsys.readouterr()
-    arguments = ["benchmark", f"{tiny_run}/student@1", "--eval.reference", reference, "-o", str(tmp_path / "out")]
+    arguments = [
+        "benchmark",
+        f"{tiny_run}/students/student@1",
+        "--eval.reference",
+        reference,
+        "-o",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--training", f"imagefolder:{tmp_path}"]) == 2
     assert "holds images (1, 16, 16), not (1, 8, 8)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -127,7 +127,7 @@ def test_the_same_files_give_the_same_bytes(run_dir):
     [
         ("config.json", "run"),
         ("teacher/manifest.json", "train-teacher"),
-        ("logs/student.jsonl", "distill"),
+        ("logs/students/student.jsonl", "distill"),
         ("eval/benchmark.json", "benchmark"),
         ("eval/samplers/student_2.json", "benchmark"),
         ("eval/grids/teacher_ddim_50.png", "benchmark"),
@@ -183,7 +183,7 @@ def test_a_sampler_that_was_only_timed_says_why(run_dir):
 
 
 def test_the_time_before_an_interruption_counts(run_dir):
-    path = run_dir / "logs" / "student.jsonl"
+    path = run_dir / "logs" / "students" / "student.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records[500:]:
         record["seconds"] -= records[499]["seconds"]  # a resumed training's clock starts anew

@@ -6,6 +6,7 @@ import torch
 import fewstep
 from fewstep.eval.images import Generated
 from fewstep.eval.noise import KeyedNoise
+from fewstep.pipeline.sampling.grammar import parse_own
 from fewstep.pipeline.sampling.models import build_sampler, student_sampler
 
 pytestmark = [
@@ -26,13 +27,13 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def models(tiny_run):
-    return fewstep.load_teacher(tiny_run / "teacher"), fewstep.load_student(tiny_run / "student")
+    return fewstep.load_teacher(tiny_run / "teacher"), {"student": fewstep.load_student(tiny_run)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sampler_is_what_its_name_says(models, name):
-    teacher, student = models
-    sampler = build_sampler(name, *models)
+    teacher, student = models[0], models[1]["student"]
+    sampler = build_sampler(parse_own(name), *models)
     label, nfe = NAMES[name]
     assert (sampler.name, sampler.label, sampler.nfe) == (name, label, nfe)
     assert sampler.kind == name.partition("@")[0]
@@ -54,7 +55,7 @@ def test_a_sampler_is_what_its_name_says(models, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_do_not_depend_on_the_batch_size(models, name):
-    sampler = build_sampler(name, *models)
+    sampler = build_sampler(parse_own(name), *models)
     one, seven, all_ = (Generated(sampler, 3, 64, batch).images(0, 64).int() for batch in (1, 7, 64))
     for other in (seven, all_):
         difference = (other - one).abs()
@@ -63,6 +64,6 @@ def test_images_do_not_depend_on_the_batch_size(models, name):
 
 
 def test_noise_levels_can_be_given(models):
-    sampler = student_sampler(models[1], 2, [80.0, 1.0])
+    sampler = student_sampler(models[1]["student"], 2, [80.0, 1.0])
     assert sampler.schedule == [80.0, 1.0]
     assert sampler.nfe == 2

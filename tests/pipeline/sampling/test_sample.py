@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def student(tiny_run):
-    return fewstep.load_student(tiny_run / "student")
+    return fewstep.load_student(tiny_run / "students" / "student")
 
 
 def pngs(folder):
@@ -63,7 +63,7 @@ def test_an_image_depends_on_its_index_not_on_how_many_are_made(student):
 
 def test_a_student_folder_will_do_and_an_empty_folder_too(tiny_run, tmp_path):
     (tmp_path / "out").mkdir()
-    assert main(["sample", str(tiny_run / "student"), "--num", "1", "-o", str(tmp_path / "out")]) == 0
+    assert main(["sample", str(tiny_run / "students" / "student"), "--num", "1", "-o", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "00000.png").exists()
 
 

@@ -65,15 +65,15 @@ def pngs(tmp_path):
 
 
 def test_a_teacher_and_a_student_of_a_run_are_the_run_s_own_samplers(tiny_run):
-    teacher, student = opened(tiny_run / "teacher@ddim:2"), opened(tiny_run / "student@2")
+    teacher, student = opened(tiny_run / "teacher@ddim:2"), opened(tiny_run / "students" / "student@2")
     assert (teacher.name, teacher.nfe, teacher.shape) == (f"{tiny_run}/teacher@ddim:2", 2, (1, 8, 8))
     assert (teacher.label, student.label) == ("digits/teacher, DDIM, 2 steps", "digits/student, 2 steps")
-    assert opened(tiny_run / "student").nfe == 1
+    assert opened(tiny_run / "students" / "student").nfe == 1
 
 
 def test_a_student_s_images_are_the_stock_pipeline_s(tiny_run):
-    ours = Generated(opened(tiny_run / "student@2"), 3, 5, 5).images(0, 5)
-    theirs = stock_images(ConsistencyModelPipeline.from_pretrained(tiny_run / "student"), 5, 3, 2)
+    ours = Generated(opened(tiny_run / "students" / "student@2"), 3, 5, 5).images(0, 5)
+    theirs = stock_images(ConsistencyModelPipeline.from_pretrained(tiny_run / "students" / "student"), 5, 3, 2)
     pixels = np.round(theirs * 255).astype(np.uint8)
     assert np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - pixels).max() <= 1
 
@@ -184,7 +184,13 @@ def wrong(tmp_path, tiny_run, pngs, form):
         return f"{pngs}@4"
     elif form == "run":
         return str(tiny_run)
-    elif form in ("student@99", "student@ddim:2", "teacher@ddim:2000", "teacher@magic:3", "teacher@0"):
+    elif form in (
+        "students/student@99",
+        "students/student@ddim:2",
+        "teacher@ddim:2000",
+        "teacher@magic:3",
+        "teacher@0",
+    ):
         return str(tiny_run / form)
     return str(path)
 
@@ -202,8 +208,8 @@ def wrong(tmp_path, tiny_run, pngs, form):
         ("empty", r"holds neither a model_index\.json nor images"),
         ("pngs@4", "images that are there already have no steps"),
         ("run", "is a run: give .*/teacher@ddim:50, .*/student@1"),
-        ("student@99", r"99: this student makes 1 to \d steps"),
-        ("student@ddim:2", "ddim cannot take the place of its CMStochasticIterativeScheduler"),
+        ("students/student@99", r"99: this student makes 1 to \d steps"),
+        ("students/student@ddim:2", "ddim cannot take the place of its CMStochasticIterativeScheduler"),
         ("teacher@ddim:2000", "2000: are more steps than its schedule has"),
         ("teacher@magic:3", r"'magic:3': what follows @ must be STEPS or SOLVER:STEPS"),
         ("teacher@0", "'0': what follows @"),

@@ -11,11 +11,11 @@ from fewstep.pipeline.stages.card import model_card
 
 
 def test_the_card_is_that_of_the_student_beside_it(tiny_run):
-    folder = tiny_run / "student"
+    folder = tiny_run / "students" / "student"
     card, manifest = (folder / "README.md").read_text(), json.loads((folder / "manifest.json").read_text())
     model = fewstep.load_student(folder)
     config = config_from_dict(json.loads((tiny_run / "config.json").read_text()))
-    assert model_card(config, model, manifest) == card
+    assert model_card(config, "student", model, manifest) == card
     assert card.startswith("---\nlibrary_name: diffusers\n")
     for steps in (1, 2, 4, 8):
         levels = ", ".join(f"{sigma:.4g}" for sigma in model.step_sigmas(steps))

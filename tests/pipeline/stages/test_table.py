@@ -40,7 +40,12 @@ def stored(tmp_path_factory):
 def compared(tmp_path_factory, tiny_run, stored, reference):
     """(arguments, folder) of a finished benchmark of four subjects."""
     out = tmp_path_factory.mktemp("compared") / "table"
-    subjects = [f"{tiny_run}/teacher@ddim:2", f"{tiny_run}/student@1", f"{stored}/real.npz", f"{stored}/negative"]
+    subjects = [
+        f"{tiny_run}/teacher@ddim:2",
+        f"{tiny_run}/students/student@1",
+        f"{stored}/real.npz",
+        f"{stored}/negative",
+    ]
     arguments = ["benchmark", *subjects, "--eval.reference", str(reference), "-o", str(out), *SMALL]
     assert main([*arguments, "--training", "digits"]) == 0
     return arguments, out
@@ -188,7 +193,7 @@ def offline(*_, **__):
 
 def test_subjects_of_two_shapes_are_refused(tiny_run, reference, tmp_path, capsys):
     np.savez(tmp_path / "colour.npz", torch.zeros(50, 8, 8, 3, dtype=torch.uint8).numpy())
-    subjects = [f"{tiny_run}/student@1", f"{tmp_path}/colour.npz"]
+    subjects = [f"{tiny_run}/students/student@1", f"{tmp_path}/colour.npz"]
     assert main(["benchmark", *subjects, "--eval.reference", str(reference), "-o", str(tmp_path / "out"), *SMALL]) == 2
     assert "makes images (3, 8, 8) (C, H, W)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

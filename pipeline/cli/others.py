@@ -1,0 +1,134 @@
+"""The commands that take no configuration: `fewstep sample`, `rate`, `report`, `reference` and `presets`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, overrides, whole
+from fewstep.pipeline.config.reading import load_config, preset_names, preset_text, validated
+from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig, JudgeConfig
+from fewstep.pipeline.sampling.grammar import STEPS
+from fewstep.progress import say
+
+_MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
+_SEEDS = 4096
+_REFERENCE_KEYS = ["data.split", "data.image_column", "data.image_size", "data.channels"]
+_REFERENCE_KEYS += ["eval.extractor", "eval.inception_weights", "eval.dinov2_weights"]
+_REFERENCE = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
+
+SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
+the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn, unless
+--eval.extractor names another."""
+
+
+def sample(argv: Sequence[str]) -> None:
+    """`fewstep sample RUN --num 64 --steps 2 --seed 0 -o DIR`."""
+    parser = Parser(prog="fewstep sample", description="Make images with a student of a finished run.")
+    _add_run(parser)
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+    parser.add_argument("--num", metavar="N", type=whole(1, _MOST_IMAGES), default=64, help="images; default: 64")
+    parser.add_argument("--steps", type=int, choices=STEPS, default=2, help="network evaluations; default: 2")
+    parser.add_argument("--seed", metavar="N", type=whole(0, _SEEDS - 1), default=0, help="of the noise; default: 0")
+    parser.add_argument("--labels", metavar="N", type=whole(0), nargs="+", help="classes, used in turn")
+    parser.add_argument("--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz")
+    given = parser.parse_args(argv)
+    _require_run(given.run)
+    from fewstep.pipeline.sampling import sample
+
+    arguments = (given.run, given.num, given.steps, given.seed, given.labels, given.out, given.format, given.student)
+    sample.sample_to_folder(*arguments)
+
+
+def report(argv: Sequence[str]) -> None:
+    """`fewstep report RUN`."""
+    description = "Write the report of a measured run again, from its files alone."
+    parser = Parser(prog="fewstep report", description=description)
+    _add_run(parser)
+    given = parser.parse_args(argv)
+    _require_run(given.run)
+    from fewstep.pipeline.stages import run
+
+    run.report(given.run)
+
+
+def rate(argv: Sequence[str]) -> None:
+    """`fewstep rate RUN` writes the page, `fewstep rate --collect FILE ...` reads its answers."""
+    parser = Parser(
+        prog="fewstep rate",
+        usage="fewstep rate RUN [--student NAME] [--pairs N] [--steps N] [--seed N] [-o FILE] | "
+        "fewstep rate --collect FILE ...",
+        description="Ask people: a page that shows pairs of images blind and takes answers by keyboard. No server.",
+    )
+    _add_run(parser, nargs="?")
+    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+    parser.add_argument("--pairs", metavar="N", type=whole(1, 1000), default=40, help="of each kind; default: 40")
+    parser.add_argument("--steps", type=int, choices=STEPS, default=1, help="of the student; default: 1")
+    parser.add_argument("--seed", metavar="N", type=whole(0, _SEEDS - 1), default=100, help="default: 100")
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="default: RUN/rate.html")
+    parser.add_argument("--collect", metavar="FILE", type=Path, nargs="+", help="answers that the page downloaded")
+    given = parser.parse_args(argv)
+    if (given.run is None) == (given.collect is None):
+        raise UserError("fewstep rate", None, "give either a run, to write the page, or --collect FILE ...")
+    if given.collect:
+        from fewstep.eval.report.rating import collect, rates_text
+
+        rates, remarks = collect(given.collect)
+        say("\n".join([*remarks, *rates_text(rates)]))
+        return
+    _require_run(given.run)
+    out = given.out or given.run / "rate.html"
+    check_parent(out)
+    from fewstep.pipeline.stages.rate import write_rating_page
+
+    numbers = {"pairs": given.pairs, "steps": given.steps, "seed": given.seed}
+    write_rating_page(given.run, given.student, **numbers, out=out)
+
+
+def reference(argv: Sequence[str]) -> None:
+    """`fewstep reference SOURCE -o FILE [--KEY VALUE ...]`: features of real images, kept with their provenance."""
+    parser = Parser(
+        prog="fewstep reference",
+        usage="fewstep reference SOURCE -o FILE [--KEY VALUE ...]",
+        description=_REFERENCE,
+        epilog="settings:\n" + key_help(_REFERENCE_KEYS, {}),
+    )
+    parser.add_argument("source", metavar="SOURCE", help="the data, as in data.source")
+    parser.add_argument("-o", "--out", metavar="FILE", type=Path, required=True, help="a new .safetensors file")
+    what = "leave out the images that a run makes its choices on: the reference of a run without data.reference_split"
+    parser.add_argument("--without_choices", action="store_true", help=what)
+    given, rest = parser.parse_known_args(argv)
+    values: dict[str, dict[str, object]] = {"data": {"source": given.source}, "eval": {}}
+    for key, value in overrides(rest, _REFERENCE_KEYS, "a reference").items():
+        values[key.partition(".")[0]][key.partition(".")[2]] = value
+    if given.out.suffix != ".safetensors":
+        raise UserError("--out", str(given.out), "must be a .safetensors file")
+    if given.out.exists():
+        raise UserError("--out", str(given.out), "exists already: give a new file, or remove it")
+    check_parent(given.out)
+    data = validated(DataConfig, values["data"], "data.")
+    small = data.source == "digits" and data.image_size in (None, DIGITS_SHAPE[1])
+    judge = validated(JudgeConfig, {"extractor": "digits-cnn" if small else "inception"} | values["eval"], "eval.")
+    from fewstep.pipeline.stages.reference import make_reference
+
+    weights, short = judge.extractor_weights, given.without_choices
+    make_reference(data, judge.extractor, weights, given.out, without_choices=short)
+
+
+def presets(argv: Sequence[str]) -> None:
+    """Print the presets: name, description, data."""
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UserError(argv[0], None, "fewstep presets takes no arguments")
+    for name in preset_names():
+        print(f"{name:<14}{preset_text(name).partition(chr(10))[0].removeprefix('# ')}")
+        print(f"{'':<14}data: {load_config(name).data.source}")
+    print("\nfewstep run NAME --print_config shows one in full; fewstep run NAME --help explains its keys.")
+
+
+def _add_run(parser: Parser, nargs: str | None = None) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, nargs=nargs, help="folder of the run, such as runs/digits")
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(folder, None, "no such run folder: make one with fewstep run")

@@ -1,0 +1,49 @@
+"""SUBJECT@SOLVER:STEPS or SUBJECT@STEPS: the name of a sampler, in `eval.samplers` and on the command line.
+
+SUBJECT is teacher, a student's name, or on the command line a folder, a file or a hub id. Nothing here imports torch.
+"""
+
+import re
+from dataclasses import dataclass
+
+SOLVERS = ("ddpm", "ddim", "dpmsolver++", "unipc", "heun")
+"""Of a teacher."""
+STEPS = (1, 2, 4, 8)
+"""Of a student."""
+_NAME = re.compile(r"(?P<subject>.+)@(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SamplerName:
+    """The parts of "teacher@ddim:50", "student@2", "runs/digits/teacher@heun:18"."""
+
+    subject: str
+    solver: str | None
+    steps: int
+
+    @property
+    def kind(self) -> str:
+        """Of a run's own samplers: "teacher" or "student"."""
+        return "teacher" if self.subject == "teacher" else "student"
+
+    def __str__(self) -> str:
+        return f"{self.subject}@{self.solver}:{self.steps}" if self.solver else f"{self.subject}@{self.steps}"
+
+
+def parse(text: str) -> SamplerName | None:
+    """The parts of a sampler's name, None where it is none."""
+    found = _NAME.fullmatch(text)
+    return found and SamplerName(found["subject"], found["solver"], int(found["steps"]))
+
+
+def parse_own(text: str) -> SamplerName:
+    """The parts of a name in `eval.samplers`: the teacher under one of SOLVERS, a student at one of STEPS.
+
+    ValueError: it is neither.
+    """
+    name = parse(text)
+    if name is None or not (name.solver in SOLVERS if name.kind == "teacher" else name.solver is None):
+        raise ValueError(text)
+    if name.kind == "student" and name.steps not in STEPS:
+        raise ValueError(text)
+    return name
