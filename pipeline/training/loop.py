@@ -73,14 +73,12 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
         raise UserError(f"{job.title}.train.slices", config.slices, remedy)
     objective.to(accelerator.device).train()
     ema = EMA(objective.averaged(), config.ema_halflife_kimg)
-    fused = _is_fused(accelerator.device)
     optimizer = torch.optim.AdamW(
         objective.parameter_groups(),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        foreach=not fused,
-        fused=fused,
+        fused=True,
     )
     state = TrainingState(objective=objective, ema=ema.network, optimizer=optimizer)
     step = 0
@@ -92,7 +90,7 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
-            late = fused and accelerator.num_processes == 1
+            late = _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
             _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending, late).run(step)
     finally:
         if log:
@@ -100,8 +98,8 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
     return ema.network
 
 
-def _is_fused(device: torch.device) -> bool:
-    """Whether the optimizer's step is one kernel, which can also leave out an update by itself."""
+def _is_asynchronous(device: torch.device) -> bool:
+    """Whether the device goes on by itself while the processor prepares the next step."""
     return device.type == "cuda"
 
 

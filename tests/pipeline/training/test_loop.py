@@ -157,7 +157,7 @@ def diverging(denoising, request):
 @pytest.fixture
 def late(monkeypatch):
     """Training as on a GPU: the optimizer leaves out an update by itself, numbers are read when they are needed."""
-    monkeypatch.setattr("fewstep.pipeline.training.loop._is_fused", lambda device: True)
+    monkeypatch.setattr("fewstep.pipeline.training.loop._is_asynchronous", lambda device: True)
 
 
 def test_a_number_that_is_none_stops_before_the_update(training, diverging):
