@@ -44,13 +44,11 @@ class DataConfig(Section):
         description="digits (shipped), hub:ID, parquet:PATH (file or folder) or imagefolder:PATH",
     )
     split: Text = Field("train", description="split the networks learn from")
-    reference_split: Text | None = Field(
-        None, description="split that quality is measured against; null: the training images"
-    )
+    reference_split: Text | None = Field(None, description="split measured against; null: the training images")
     image_column: Text | None = Field(None, description="column of the images; null: found by its type or name")
     label_column: Text | None = Field(None, description="column of the labels; null: found by its type or name")
     image_size: int | None = Field(
-        None, ge=1, le=4096, description="resize the shorter side and crop to this many pixels; null: as they are"
+        None, ge=1, le=4096, description="resize and crop to this many pixels; null: as they are"
     )
     channels: Literal[1, 3] | None = Field(None, description="1 (grey) or 3 (RGB): convert; null: as they are")
     horizontal_flip: bool = Field(False, description="mirror training images at random")
@@ -95,14 +93,12 @@ class TrainConfig(Section):
     slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
     warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
-    decay: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="course of the learning rate after the warm-up"
-    )
+    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
     betas: tuple[Share, Share] = Field(description="AdamW betas")
     weight_decay: float = Field(ge=0, description="AdamW weight decay")
     ema_halflife_kimg: Positive = Field(description="half-life of the weight average, in kimg")
     gradient_clip: Positive = Field(description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the networks; weights stay float32")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
     log_every: Count = no_number(20, description="optimizer steps between log lines")
@@ -158,15 +154,9 @@ class StudentConfig(Section):
     method: Method
     sigma_min: Positive = Field(0.002, description="smallest noise level")
     sigma_max: Positive = Field(80.0, description="largest noise level")
-    refit_steps: int = Field(
-        4000, ge=0, description="optimizer steps that refit the time embedding before distillation"
-    )
-    regression_kimg: float = Field(
-        20.0, ge=0, description="length of the regression that converts a teacher whose scaling cannot be folded"
-    )
-    search_images: int = Field(
-        ge=2, lt=2**20, description="images per noise level in the search for the calls of several steps"
-    )
+    refit_steps: int = Field(4000, ge=0, description="optimizer steps that refit the time embedding")
+    regression_kimg: float = Field(20.0, ge=0, description="length of converting a teacher that cannot be folded")
+    search_images: int = Field(ge=2, lt=2**20, description="images per noise level in the search for its calls")
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -202,7 +192,7 @@ class JudgeConfig(Section):
 class EvalConfig(JudgeConfig):
     """How quality and speed are measured."""
 
-    reference: Path | None = Field(None, description="file of `fewstep reference`, or others' mu and sigma; null: none")
+    reference: Path | None = Field(None, description="file of `fewstep reference`, or of mu and sigma")
     images: int = Field(ge=2, le=2**20, description="generated images per seed block")
     seed_blocks: int = Field(3, ge=1, le=4096, description="seed blocks; their spread is the error bar")
     samplers: tuple[Sampler, ...] = Field(
@@ -213,15 +203,13 @@ class EvalConfig(JudgeConfig):
         min_length=1,
         description="what is measured, as SUBJECT@SOLVER:N or SUBJECT@N; student stands for every student",
     )
-    training_features: int = Field(
-        0, ge=0, description="training images whose features are searched for near-copies; 0: none"
-    )
+    training_features: int = Field(0, ge=0, description="training images searched for near-copies; 0: none")
     ddpm_seed_blocks: int = Field(1, ge=0, description="seed blocks of ddpm samplers; 0: timed only")
     batch_size: Count = Field(250, description="images per batch when generating and extracting features")
     kid_subset_size: int = Field(ge=2, description="images per KID subset, at most images")
     latency_runs: Count = Field(100, description="timed runs at batch 1")
     latency_seconds: Positive = Field(10.0, description="time limit of those runs, in seconds per sampler")
-    throughput_batch_sizes: tuple[Count, ...] = Field(min_length=1, description="batch sizes tried for the throughput")
+    throughput_batch_sizes: tuple[Count, ...] = Field(min_length=1, description="tried for the throughput")
 
     _distinct = field_validator("samplers", "throughput_batch_sizes")(_distinct)
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from fewstep.errors import UserError
 from fewstep.files import sha256_json
-from fewstep.pipeline.config.reading import config_from_dict, config_keys, load_config, preset_names, validated
+from fewstep.pipeline.config.keys import config_keys, validated
+from fewstep.pipeline.config.reading import config_from_dict, load_config, preset_names
 from fewstep.pipeline.config.schema import FEATURES, DataConfig, EvalConfig, Extractor
 from fewstep.settings import in_words
 
