@@ -5,6 +5,7 @@ dotted name. A field's title says what its value must be where its type does not
 (thousands of images). Nothing here imports torch.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -155,8 +156,10 @@ class StudentConfig(Section):
     sigma_min: Positive = Field(0.002, description="smallest noise level")
     sigma_max: Positive = Field(80.0, description="largest noise level")
     refit_steps: int = Field(4000, ge=0, description="optimizer steps that refit the time embedding")
-    regression_kimg: float = Field(20.0, ge=0, description="length of converting a teacher that cannot be folded")
-    search_images: int = Field(ge=2, lt=2**20, description="images per noise level in the search for its calls")
+    regression_kimg: float = Field(
+        20.0, ge=0, description="length of the regression onto a teacher that cannot be folded"
+    )
+    search_images: int = Field(ge=2, lt=2**20, description="images per noise level in the search for its levels")
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -248,8 +251,7 @@ class Config(Section):
     @classmethod
     def _names(cls, students: dict[str, StudentConfig]) -> dict[str, StudentConfig]:
         for name in students:
-            good = name[:1].isalnum() and len(name) <= 40 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-            if not good or name == "teacher":
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name) or name == "teacher":
                 remedy = "a student's name must be 1 to 40 of a-z, 0-9 and '-', not begin with '-' and not be teacher"
                 raise UserError("", name, remedy)
         return students
@@ -260,10 +262,9 @@ class Config(Section):
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
                 raise UserError("eval.samplers", name, remedy)
-        try:
-            _distinct([str(name) for name in self.samplers])
-        except UserError as error:
-            raise UserError("eval.samplers", list(self.eval.samplers), error.remedy) from None
+        names = [str(name) for name in self.samplers]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError("eval.samplers", list(self.eval.samplers), f"{twice} stands there twice: name it once")
         if isinstance(self.teacher, TrainedTeacher):
             self.check_steps(self.teacher.num_train_timesteps)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
@@ -314,7 +315,7 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as JSON-able values: `config_from_dict` makes it again."""
         values = self.model_dump(mode="json")
-        if list(self.students) == ["student"]:
-            order = {"students": "student"}
-            return {order.get(key, key): value["student"] if key in order else value for key, value in values.items()}
-        return values
+        if list(self.students) != ["student"]:
+            return values
+        single = {"students": ("student", values["students"]["student"])}
+        return dict(single.get(key, (key, value)) for key, value in values.items())

@@ -66,12 +66,10 @@ def report(folder: Path) -> Path:
 
     folder = Path(folder)
     with run_lock(folder):
-        if (folder / "config.json").exists() and (folder / "eval" / MANIFEST).exists():
+        if (folder / "config.json").exists():  # what is missing is named below
             job = Run(config_from_dict(read_json(folder / "config.json", {})), folder)
             if stale := job.stale_results():
-                remedy = (
-                    f"measured otherwise than its configuration and models say ({stale}); run {commands(folder)[0]}"
-                )
+                remedy = f"was measured of other models or settings ({stale}); {commands(folder)[0]} measures again"
                 raise UserError(folder / "eval", None, remedy)
         path = write_report(folder, commands(folder))
     say(str(path))
@@ -124,10 +122,8 @@ class Run(RunContext):
         else:
             inputs = {"teacher": self.config.teacher.numbers()} | self._training_inputs()
             redone = "trained again from the start"
-        identity = sha256_json(inputs)
-        self._stage(
-            "teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, identity), identity, redone
-        )
+        own = sha256_json(inputs)
+        self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
 
     def student(self) -> None:
         """Distil the teacher into students/NAME/, for each name."""
@@ -158,10 +154,9 @@ class Run(RunContext):
         del settings["samplers"], settings["extractor"]
         if (file := self.config.eval.reference) is not None:
             settings["reference"] = sha256_file(file.expanduser())
-        data = {"data": self.data_facts["sha256"], "data.reference_split": self.config.data.reference_split}
-        shared = (
-            {"eval": settings} | self._extractor() | data | {"data.horizontal_flip": self.config.data.horizontal_flip}
-        )
+        data = self.config.data
+        shared = {"eval": settings} | self._extractor() | {"data": self.data_facts["sha256"]}
+        shared |= {"data.reference_split": data.reference_split, "data.horizontal_flip": data.horizontal_flip}
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
@@ -184,8 +179,17 @@ class Run(RunContext):
         self._stage("eval", "eval", inputs, build, sha256_json(inputs), "measured again where a result depends on it")
 
     def stale_results(self) -> str:
-        """How eval/ differs from what configuration and models in the folder would give; "" where it does not."""
-        shared, models = self._measured()
+        """How eval/ differs from what configuration and models in the folder would give.
+
+        "" where it does not, or where that cannot be told: a stage is missing, or a file that was measured with.
+        """
+        stages = ["teacher", *(f"students/{name}" for name in self.config.students), "eval"]
+        if not all((self.folder / stage / MANIFEST).exists() for stage in stages):
+            return ""
+        try:
+            shared, models = self._measured()
+        except FileNotFoundError:
+            return ""
         return ", ".join(changes(read_manifest(self.folder / "eval")["inputs"], shared | {"samplers": models}).values())
 
     def report(self) -> None:
