@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 class CD(Section):
     """Consistency distillation (Song 2023, algorithm 2): one Heun step of the teacher's ODE, on ECT's pairs."""
 
-    name: Literal["cd"] = Field("cd", description="cd (consistency distillation: one Heun step of the teacher)")
-    doublings: int = Field(6, ge=0, le=30, description="how often the pairs of noise levels come twice as close")
+    name: Literal["cd"] = Field(default="cd", description="cd (consistency distillation: one Heun step of the teacher)")
+    doublings: int = Field(
+        default=6, ge=0, le=30, description="how often the pairs of noise levels come twice as close"
+    )
 
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place; `teacher` is evaluated twice an image."""

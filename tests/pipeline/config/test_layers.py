@@ -56,7 +56,7 @@ def test_another_method_drops_the_settings_of_the_one_before(two):
     assert load_config("digits", {"student.method": "cd"}).students["student"].method == CD(doublings=4)
     changed = load_config("digits", {"student.method": "ect", "student.method.doublings": "2"})
     assert changed.students["student"].method == ECT(doublings=2)
-    assert {student.method for student in load_config(two, {"student.method": "ect"}).students.values()} == {ECT()}
+    assert all(student.method == ECT() for student in load_config(two, {"student.method": "ect"}).students.values())
 
 
 def test_a_teacher_from_elsewhere_drops_the_training_settings_of_the_layers_below():

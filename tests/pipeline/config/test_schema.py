@@ -38,7 +38,7 @@ def test_grey_presets_measure_against_test_images_and_cifar10_against_its_traini
 
 def test_configs_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
-        load_config().seed = 1  # type: ignore[misc]
+        load_config().seed = 1
 
 
 def test_every_key_is_documented():
