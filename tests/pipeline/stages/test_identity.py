@@ -117,10 +117,10 @@ def test_another_student_leaves_the_first_and_its_results_alone(run, tiny, capsy
     traces = [(run / "logs" / "students" / f"{name}.jsonl").read_text() for name in ("student", "ect")]
     assert traces[0] != traces[1]
     arguments = ["sample", str(run), "--num", "2", "-o"]
-    assert "--student: which of the run's students? give one of ect, student" in refused(
-        capsys, *arguments, str(run / "x")
+    assert f"{run}: holds the students ect, student: name one" in refused(capsys, *arguments, str(run / "x"))
+    assert f"{run}: 'cd': holds the students ect, student" in refused(
+        capsys, *arguments, str(run / "x"), "--student", "cd"
     )
-    assert "--student: 'cd': give one of ect, student" in refused(capsys, *arguments, str(run / "x"), "--student", "cd")
     assert main([*arguments, str(run / "x"), "--student", "ect"]) == 0
 
 
