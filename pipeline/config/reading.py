@@ -16,7 +16,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError, first_line
-from fewstep.files import flatten, read_bounded
+from fewstep.files import flatten, read_bounded, read_json
 from fewstep.pipeline.config.keys import DEFAULT_PRESET, Layer, at, canonical, config_keys, validated
 from fewstep.pipeline.config.schema import Config
 
@@ -44,9 +44,14 @@ def load_config(source: str | Path = DEFAULT_PRESET, overrides: Mapping[str, Any
     return config_from_layers([*file_layers(source), (None, flat(read))])
 
 
-def config_from_dict(nested: Mapping[str, Any]) -> Config:
-    """The Config that `Config.to_dict` was called on."""
-    return config_from_layers([(None, flat(nested))])
+def config_from_dict(nested: Mapping[str, Any], where: Path | None = None) -> Config:
+    """The Config that `Config.to_dict` was called on; `where` is the file it is from, for the errors."""
+    return config_from_layers([(where, flat(nested, where))])
+
+
+def kept_config(run: Path) -> Config:
+    """The Config that a run's folder keeps."""
+    return config_from_dict(read_json(run / "config.json", {}), run / "config.json")
 
 
 def config_from_layers(layers: Sequence[Layer]) -> Config:

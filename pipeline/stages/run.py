@@ -12,8 +12,8 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
-from fewstep.files import read_json, remove, sha256_file, sha256_json, sweep, write_bytes, write_json
-from fewstep.pipeline.config.reading import config_from_dict, config_yaml, load_config
+from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
+from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
 from fewstep.pipeline.config.schema import Config, LoadedTeacher, TrainedTeacher
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
@@ -67,7 +67,7 @@ def report(folder: Path) -> Path:
     folder = Path(folder)
     with run_lock(folder):
         if (folder / "config.json").exists():  # what is missing is named below
-            job = Run(config_from_dict(read_json(folder / "config.json", {})), folder)
+            job = Run(kept_config(folder), folder)
             if stale := job.stale_results():
                 remedy = f"was measured of other models or settings ({stale}); {commands(folder)[0]} measures again"
                 raise UserError(folder / "eval", None, remedy)

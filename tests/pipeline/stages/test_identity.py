@@ -155,6 +155,8 @@ def test_a_report_of_results_that_are_not_of_the_folder_s_configuration_and_mode
     assert re.search(
         rf"{run}/eval: was measured .*\(eval\.images 66 -> 70\); fewstep run {run}/config\.yaml measures", line
     )
+    (run / "config.json").write_text(json.dumps(config | {"seed": -1}))
+    assert f"{run}/config.json: seed: -1: must be a whole number" in refused(capsys, "report", str(run))
     (run / "config.json").write_text(json.dumps(config))
     assert main(["report", str(run)]) == 0
     made(capsys, "distill", *tiny(run.parent, student__train__learning_rate=1e-3))
