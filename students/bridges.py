@@ -1,6 +1,6 @@
 """How x_t goes to x_r: along the data, or along the teacher's ODE."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,8 +8,11 @@ from torch import Tensor
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, per_image
 from fewstep.teachers.solvers import ode_slope
 
-Bridge = Callable[[Tensor, Tensor, Tensor, Tensor, Condition], Tensor]
-"""(x_0, eps [B,C,H,W], t, r [B], condition) -> x_r [B,C,H,W]."""
+
+class Bridge(Protocol):
+    """From (x_0, eps [B,C,H,W], t, r [B]) to x_r [B,C,H,W]."""
+
+    def __call__(self, x_0: Tensor, eps: Tensor, t: Tensor, r: Tensor, condition: Condition = NONE) -> Tensor: ...
 
 
 def data_bridge(x_0: Tensor, eps: Tensor, t: Tensor, r: Tensor, condition: Condition = NONE) -> Tensor:

@@ -23,8 +23,10 @@ def student_folder(path: Path, name: str | None = None) -> Path:
     if not found and name is None:
         return path
     if name not in found and (name is not None or len(found) > 1):
-        remedy = f"give one of {', '.join(found)}" if found else f"{path} holds no students"
-        raise UserError("--student", name, f"which of the run's students? {remedy}" if name is None else remedy)
+        remedy = (
+            f"holds the students {', '.join(found)}: name one, or give its folder" if found else "holds no students"
+        )
+        raise UserError(path, name, remedy)
     return path / "students" / (name or found[0])
 
 

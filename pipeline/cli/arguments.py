@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fewstep.errors import UserError
+from fewstep.pipeline.config.keys import DEFAULT_PRESET, config_keys, no_such_key, sections
 from fewstep.pipeline.config.reading import (
-    DEFAULT_PRESET,
     config_from_layers,
-    config_keys,
     config_yaml,
     file_layers,
     flat,
-    no_such_key,
     preset_names,
     read_text,
-    sections,
     values_by_key,
 )
 from fewstep.pipeline.config.schema import Config

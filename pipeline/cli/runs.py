@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, config_from_arguments, key_help, overrides
-from fewstep.pipeline.config.reading import preset_names, validated
+from fewstep.pipeline.config.keys import validated
+from fewstep.pipeline.config.reading import preset_names
 from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.progress import say
 

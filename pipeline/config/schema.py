@@ -5,6 +5,7 @@ dotted name. A field's title says what its value must be where its type does not
 (thousands of images). Nothing here imports torch.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,20 +44,16 @@ class DataConfig(Section):
         title="digits, hub:ID, parquet:PATH or imagefolder:PATH",
         description="digits (shipped), hub:ID, parquet:PATH (file or folder) or imagefolder:PATH",
     )
-    split: Text = Field("train", description="split the networks learn from")
-    reference_split: Text | None = Field(
-        None, description="split that quality is measured against; null: the training images"
-    )
-    choice_split: Text | None = Field(
-        None, description="split that noise levels are chosen on; null: some of the training images"
-    )
-    image_column: Text | None = Field(None, description="column of the images; null: found by its type or name")
-    label_column: Text | None = Field(None, description="column of the labels; null: found by its type or name")
+    split: Text = Field(default="train", description="split the networks learn from")
+    reference_split: Text | None = Field(default=None, description="split measured against; null: the training images")
+    choice_split: Text | None = Field(default=None, description="split of the choices; null: some training images")
+    image_column: Text | None = Field(default=None, description="column of the images; null: found by its type or name")
+    label_column: Text | None = Field(default=None, description="column of the labels; null: found by its type or name")
     image_size: int | None = Field(
-        None, ge=1, le=4096, description="resize the shorter side and crop to this many pixels; null: as they are"
+        default=None, ge=1, le=4096, description="resize and crop to this many pixels; null: as they are"
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 (grey) or 3 (RGB): convert; null: as they are")
-    horizontal_flip: bool = Field(False, description="mirror training images at random")
+    channels: Literal[1, 3] | None = Field(default=None, description="1 (grey) or 3 (RGB): convert; null: as they are")
+    horizontal_flip: bool = Field(default=False, description="mirror training images at random")
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -79,7 +76,7 @@ class NetworkConfig(Section):
     layers_per_block: Count = Field(description="residual blocks per level")
     attention: tuple[bool, ...] = Field(min_length=1, description="self-attention at each level")
     norm_groups: Count = Field(description="groups of each group normalisation; divides every entry of channels")
-    dropout: Share = Field(0.0, description="dropout probability")
+    dropout: Share = Field(default=0.0, description="dropout probability")
 
     @model_validator(mode="after")
     def _check(self) -> "NetworkConfig":
@@ -98,17 +95,19 @@ class TrainConfig(Section):
 
     kimg: Positive = Field(description="length in thousands of images")
     batch_size: Count = Field(description="images per optimizer step, over all processes")
-    slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
+    slices: Count = Field(
+        default=1, description="fixed parts of the batch, each with its own randomness; divides batch_size"
+    )
     learning_rate: Positive = Field(description="peak learning rate")
     warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
     decay: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="course of the learning rate after the warm-up"
+        default="constant", description="learning rate after the warm-up"
     )
     betas: tuple[Share, Share] = Field(description="AdamW betas")
     weight_decay: float = Field(ge=0, description="AdamW weight decay")
     ema_halflife_kimg: Positive = Field(description="half-life of the weight average, in kimg")
     gradient_clip: Positive = Field(description="largest norm of the gradient")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the networks; weights stay float32")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
     log_every: Count = no_number(20, description="optimizer steps between log lines")
@@ -129,7 +128,7 @@ class TrainedTeacher(Section):
     """The diffusion model that is distilled: trained here."""
 
     source: Literal["train"] = Field(
-        "train",
+        default="train",
         title="train, a folder or a hub id",
         description="train (train one here), or a diffusers folder or hub id, with which the other keys are left out",
     )
@@ -137,7 +136,7 @@ class TrainedTeacher(Section):
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = Field(
         description="noise schedule, by its diffusers name"
     )
-    num_train_timesteps: int = Field(1000, ge=10, le=100_000, description="timesteps of the noise schedule")
+    num_train_timesteps: int = Field(default=1000, ge=10, le=100_000, description="timesteps of the noise schedule")
     network: NetworkConfig
     train: TrainConfig
 
@@ -162,17 +161,13 @@ class StudentConfig(Section):
     """A consistency model and how it is distilled."""
 
     method: Method
-    sigma_min: Positive = Field(0.002, description="smallest noise level")
-    sigma_max: Positive = Field(80.0, description="largest noise level")
-    refit_steps: int = Field(
-        4000, ge=0, description="optimizer steps that refit the time embedding before distillation"
-    )
+    sigma_min: Positive = Field(default=0.002, description="smallest noise level")
+    sigma_max: Positive = Field(default=80.0, description="largest noise level")
+    refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
     regression_kimg: float = Field(
-        20.0, ge=0, description="length of the regression that converts a teacher whose scaling cannot be folded"
+        default=20.0, ge=0, description="length of the regression onto a teacher that cannot be folded"
     )
-    search_images: int = Field(
-        ge=32, lt=2**20, description="images per list of noise levels in the search for those of 2 and 4 steps"
-    )
+    search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -208,26 +203,24 @@ class JudgeConfig(Section):
 class EvalConfig(JudgeConfig):
     """How quality and speed are measured."""
 
-    reference: Path | None = Field(None, description="file of `fewstep reference`, or others' mu and sigma; null: none")
+    reference: Path | None = Field(default=None, description="file of `fewstep reference`, or of mu and sigma")
     images: int = Field(ge=2, le=2**20, description="generated images per seed block")
-    seed_blocks: int = Field(3, ge=1, le=4095, description="seed blocks; their spread is the error bar")
+    seed_blocks: int = Field(default=3, ge=1, le=4095, description="seed blocks; their spread is the error bar")
     samplers: tuple[Sampler, ...] = Field(
-        (
+        default=(
             *("teacher@ddpm:1000", "teacher@ddim:50", "teacher@ddim:20", "teacher@ddim:10", "teacher@dpmsolver++:20"),
             *("teacher@dpmsolver++:10", "teacher@unipc:10", "teacher@heun:18", "student@1", "student@2", "student@4"),
         ),
         min_length=1,
         description="what is measured, as SUBJECT@SOLVER:N or SUBJECT@N; student stands for every student",
     )
-    training_features: int = Field(
-        0, ge=0, description="training images whose features are searched for near-copies; 0: none"
-    )
-    ddpm_seed_blocks: int = Field(1, ge=0, description="seed blocks of ddpm samplers; 0: timed only")
-    batch_size: Count = Field(250, description="images per batch when generating and extracting features")
+    training_features: int = Field(default=0, ge=0, description="training images searched for near-copies; 0: none")
+    ddpm_seed_blocks: int = Field(default=1, ge=0, description="seed blocks of ddpm samplers; 0: timed only")
+    batch_size: Count = Field(default=250, description="images per batch when generating and extracting features")
     kid_subset_size: int = Field(ge=2, description="images per KID subset, at most images")
-    latency_runs: Count = Field(100, description="timed runs at batch 1")
-    latency_seconds: Positive = Field(10.0, description="time limit of those runs, in seconds per sampler")
-    throughput_batch_sizes: tuple[Count, ...] = Field(min_length=1, description="batch sizes tried for the throughput")
+    latency_runs: Count = Field(default=100, description="timed runs at batch 1")
+    latency_seconds: Positive = Field(default=10.0, description="time limit of those runs, in seconds per sampler")
+    throughput_batch_sizes: tuple[Count, ...] = Field(min_length=1, description="tried for the throughput")
 
     _distinct = field_validator("samplers", "throughput_batch_sizes")(_distinct)
 
@@ -254,7 +247,7 @@ class Config(Section):
         title="letters, digits, '.', '_' and '-', as it names a folder",
         description="name of the run, and of its folder",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random in training")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random in training")
     device: Literal["auto", "cpu"] = no_number("auto", description="auto (the accelerator there is) or cpu")
     out: Path = no_number(Path("runs"), description="folder that holds the runs")
     data: DataConfig
@@ -266,8 +259,7 @@ class Config(Section):
     @classmethod
     def _names(cls, students: dict[str, StudentConfig]) -> dict[str, StudentConfig]:
         for name in students:
-            good = name[:1].isalnum() and len(name) <= 40 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-            if not good or name == "teacher":
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name) or name == "teacher":
                 remedy = "a student's name must be 1 to 40 of a-z, 0-9 and '-', not begin with '-' and not be teacher"
                 raise UserError("", name, remedy)
         return students
@@ -278,10 +270,9 @@ class Config(Section):
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
                 raise UserError("eval.samplers", name, remedy)
-        try:
-            _distinct([str(name) for name in self.samplers])
-        except UserError as error:
-            raise UserError("eval.samplers", list(self.eval.samplers), error.remedy) from None
+        names = [str(name) for name in self.samplers]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError("eval.samplers", list(self.eval.samplers), f"{twice} stands there twice: name it once")
         if isinstance(self.teacher, TrainedTeacher):
             self.check_steps(self.teacher.num_train_timesteps)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
@@ -332,7 +323,7 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as JSON-able values: `config_from_dict` makes it again."""
         values = self.model_dump(mode="json")
-        if list(self.students) == ["student"]:
-            order = {"students": "student"}
-            return {order.get(key, key): value["student"] if key in order else value for key, value in values.items()}
-        return values
+        if list(self.students) != ["student"]:
+            return values
+        single = {"students": ("student", values["students"]["student"])}
+        return dict(single.get(key, (key, value)) for key, value in values.items())

@@ -118,12 +118,16 @@ def manifest(
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """{dotted name: "name old -> new"} of the inputs that differ; hashes are not shown."""
-    old, new = flatten(before), flatten(now)
-    found = {}
+    old, new, found = flatten(before), flatten(now), {}
     for key in sorted(old.keys() | new.keys()):
-        values = [old.get(key), new.get(key)]
-        if values[0] != values[1]:
-            hashed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in values)
-            shown = "is another one" if hashed else " -> ".join("none" if v is None else f"{v}" for v in values)
-            found[key] = f"{key.removeprefix('weights.').removeprefix('search.')} {shown}"
+        was, now_is = old.get(key), new.get(key)
+        if was != now_is:
+            hashed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in (was, now_is))
+            shown = "is new" if was is None else "is gone" if now_is is None else "is another one"
+            name = key.removeprefix("weights.").removeprefix("search.")
+            found[key] = f"{name} {shown}" if hashed else f"{name} {_shown(was)} -> {_shown(now_is)}"
     return found
+
+
+def _shown(value: object) -> object:
+    return "none" if value is None else value

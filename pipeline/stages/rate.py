@@ -7,8 +7,8 @@ import torch
 from fewstep.errors import UserError
 from fewstep.eval.images import Generated
 from fewstep.eval.report.rating import rating_page
-from fewstep.files import read_json, write_bytes
-from fewstep.pipeline.config.reading import config_from_dict
+from fewstep.files import write_bytes
+from fewstep.pipeline.config.reading import kept_config
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.models import student_sampler, teacher_sampler
 from fewstep.pipeline.stages.context import the_device
@@ -27,7 +27,7 @@ def write_rating_page(run: Path, student: str | None, *, pairs: int, steps: int,
     measured against. UserError: the run has no student or teacher yet; its data cannot be read; there are fewer real
     images than pairs.
     """
-    config = config_from_dict(read_json(run / "config.json", {}))
+    config = kept_config(run)
     device = the_device()
     with raising_signals():
         few = student_sampler(load_student(student_folder(run, student), device), steps)

@@ -12,8 +12,8 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
-from fewstep.files import read_json, remove, sha256_file, sha256_json, sweep, write_bytes, write_json
-from fewstep.pipeline.config.reading import config_from_dict, config_yaml, load_config
+from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
+from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
 from fewstep.pipeline.config.schema import Config, LoadedTeacher
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
@@ -66,12 +66,10 @@ def report(folder: Path) -> Path:
 
     folder = Path(folder)
     with run_lock(folder):
-        if (folder / "config.json").exists() and (folder / "eval" / MANIFEST).exists():
-            job = Run(config_from_dict(read_json(folder / "config.json", {})), folder)
+        if (folder / "config.json").exists():  # what is missing is named below
+            job = Run(kept_config(folder), folder)
             if stale := job.stale_results():
-                remedy = (
-                    f"measured otherwise than its configuration and models say ({stale}); run {commands(folder)[0]}"
-                )
+                remedy = f"was measured of other models or settings ({stale}); {commands(folder)[0]} measures again"
                 raise UserError(folder / "eval", None, remedy)
         path = write_report(folder, commands(folder))
     say(str(path))
@@ -121,10 +119,8 @@ class Run(RunContext):
         else:
             inputs = {"teacher": self.config.teacher.numbers()} | self._training_inputs()
             redone = "trained again from the start"
-        identity = sha256_json(inputs)
-        self._stage(
-            "teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, identity), identity, redone
-        )
+        own = sha256_json(inputs)
+        self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
 
     def student(self) -> None:
         """Distil the teacher into students/NAME/, for each name."""
@@ -156,11 +152,10 @@ class Run(RunContext):
         del settings["samplers"], settings["extractor"]
         if (file := self.config.eval.reference) is not None:
             settings["reference"] = sha256_file(file.expanduser())
-        data = {"data": self.data_facts["sha256"], "data.reference_split": self.config.data.reference_split}
-        data |= {"data.choice_split": self.config.data.choice_split}
-        shared = (
-            {"eval": settings} | self._extractor() | data | {"data.horizontal_flip": self.config.data.horizontal_flip}
-        )
+        data = self.config.data
+        shared = {"eval": settings} | self._extractor() | {"data": self.data_facts["sha256"]}
+        shared |= {"data.reference_split": data.reference_split, "data.horizontal_flip": data.horizontal_flip}
+        shared |= {"data.choice_split": data.choice_split}
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
@@ -183,8 +178,17 @@ class Run(RunContext):
         self._stage("eval", "eval", inputs, build, sha256_json(inputs), "measured again where a result depends on it")
 
     def stale_results(self) -> str:
-        """How eval/ differs from what configuration and models in the folder would give; "" where it does not."""
-        shared, models = self._measured()
+        """How eval/ differs from what configuration and models in the folder would give.
+
+        "" where it does not, or where that cannot be told: a stage is missing, or a file that was measured with.
+        """
+        stages = ["teacher", *(f"students/{name}" for name in self.config.students), "eval"]
+        if not all((self.folder / stage / MANIFEST).exists() for stage in stages):
+            return ""
+        try:
+            shared, models = self._measured()
+        except FileNotFoundError:
+            return ""
         return ", ".join(changes(read_manifest(self.folder / "eval")["inputs"], shared | {"samplers": models}).values())
 
     def report(self) -> None:

@@ -45,7 +45,7 @@ def in_words(field: FieldInfo) -> str:
         count = "one or more" if arguments[-1] is ... else len(arguments)
         return f"a list of {count} entries, each {in_words(FieldInfo.from_annotation(arguments[0]))}"
     kinds = [in_words(FieldInfo.from_annotation(each)) for each in arguments if each is not type(None)]
-    kinds = (kinds or [_KINDS[kind]]) + ["null"] * (type(None) in arguments)  # type: ignore[index]
+    kinds = (kinds or [_KINDS[kind]]) + ["null"] * (type(None) in arguments)
     limits = [(name, getattr(limit, name)) for limit in field.metadata for name in _BOUNDS if hasattr(limit, name)]
     bounds = " and ".join(f"{_BOUNDS[name]} {value}" for name, value in limits)
     return " or ".join(kinds) + (f", {bounds}" if bounds else "")

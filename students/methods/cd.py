@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 class CD(Section):
     """Consistency distillation (Song 2023, algorithm 2): one step of the teacher's ODE from t to r."""
 
-    name: Literal["cd"] = Field("cd", description="cd (consistency distillation along the teacher's ODE)")
-    solver: Literal["heun", "euler"] = Field("heun", description="step of the teacher's ODE: 2 evaluations or 1")
+    name: Literal["cd"] = Field(default="cd", description="cd (consistency distillation along the teacher's ODE)")
+    solver: Literal["heun", "euler"] = Field(default="heun", description="the step: 2 teacher evaluations, or 1")
     grid: int | None = Field(
-        None, ge=2, le=10_000, description="pairs are neighbours on a Karras grid of so many points; null: ECT's pairs"
+        default=None,
+        ge=2,
+        le=10_000,
+        description="pairs are neighbours on a Karras grid of so many points; null: ECT's",
     )
-    doublings: int = Field(6, ge=0, le=30, description="how often ECT's pairs come twice as close over training")
+    doublings: int = Field(default=6, ge=0, le=30, description="how often ECT's pairs come twice as close")
 
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place."""

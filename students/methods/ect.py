@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class ECT(Section):
     """Easy Consistency Tuning (Geng 2024): the data bridge; the teacher gives the starting weights alone."""
 
-    name: Literal["ect"] = Field(
-        "ect", description="ect (easy consistency tuning: the teacher gives the starting weights alone)"
+    name: Literal["ect"] = Field(default="ect", description="ect (easy consistency tuning: learns from data alone)")
+    doublings: int = Field(
+        default=6, ge=0, le=30, description="how often the pairs of noise levels come twice as close"
     )
-    doublings: int = Field(6, ge=0, le=30, description="how often the pairs of noise levels come twice as close")
 
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place; `teacher` is not evaluated."""

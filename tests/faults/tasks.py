@@ -192,13 +192,14 @@ def nan_from_the_teacher() -> None:
         now[0] = progress.step
         return step(self, progress)
 
-    def poisoned(self: Preconditioned, *given: Any) -> Any:
+    def poisoned(self: Any, *given: Any) -> Any:
         found = denoise(self, *given)
         if now[0] == 7 and type(self) is Preconditioned:  # a student is a class of its own
             found[0, 0, 0, 0] = float("nan")
         return found
 
-    loop._Training.step, Preconditioned.forward = noted, poisoned
+    loop._Training.step = noted
+    setattr(Preconditioned, "forward", poisoned)  # noqa: B010 - of another signature
 
 
 def nan_in_the_teacher_s_embedding() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 atheris: Any = import_module("atheris")  # an extra, without types
 
-with atheris.instrument_imports(include=["fewstep", "yaml", "zipfile", "json", "PIL", "jsonargparse", "numpy.lib"]):
+with atheris.instrument_imports(include=["fewstep", "yaml", "zipfile", "json", "PIL", "pydantic", "numpy.lib"]):
     import fuzz
 
     from fewstep.errors import UserError

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fewstep.pipeline.cli.main import main
-from fewstep.pipeline.config.reading import config_from_dict, config_keys, file_layers, load_config
+from fewstep.pipeline.config.keys import config_keys
+from fewstep.pipeline.config.reading import config_from_dict, file_layers, load_config
 from fewstep.pipeline.sampling.grammar import parse
 
 SECONDS = 10  # for any one input

@@ -49,7 +49,7 @@ def a_broken_link_among_parquet_files(at: Path) -> None:
 
 
 def one_training_feature(at: Path) -> None:
-    replace(load_config("digits").eval, training_features=1)
+    load_config("digits", {"eval.training_features": 1})
 
 
 FAULTS = {
@@ -59,7 +59,7 @@ FAULTS = {
     "eval.training_features: 1: is too few": one_training_feature,
     "eval.extractor: 'vgg': choose one of": lambda at: load_extractor("vgg", None, "cpu"),
     "model: makes images (C, H, W) = (1, 5000, 8)": lambda at: check_size("model", (1, 5000, 8)),
-    "data: {}: must be a DataConfig": lambda at: replace(load_config("digits"), data={}),
+    "data: 3: is a section: give its keys": lambda at: load_config("digits", {"data": 3}),
     "data.split: 'test': the digits have one split": lambda at: load_data(load_config("digits").data, "test"),
     "a.png: has no pixels": lambda at: Decoder(image_size=None, channels=None).fit("a.png", Image.new("L", (0, 4))),
     "until: 'nothing': must be one of": lambda at: run("digits", until="nothing"),

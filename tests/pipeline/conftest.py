@@ -35,5 +35,5 @@ def program(generator, tmp_path_factory):
     def build(stage):
         exported(stage / "student.pt2", generator, torch.randn(2, 1, 8, 8))
 
-    make_stage(folder, {}, {}, build)
+    make_stage(folder, "export", {}, {}, build)
     return folder / "student.pt2"

@@ -50,7 +50,8 @@ def test_data_bridge_is_euler_in_expectation(t: float, r: float):
     num = 200_000
     x_0, eps = (torch.randn((num, 1, 1, 1), generator=generator, dtype=torch.float64) for _ in range(2))
     x_0 = MEAN + VARIANCE**0.5 * x_0
-    x_r = data_bridge(x_0, eps, *(torch.full((num,), s, dtype=torch.float64) for s in (t, r))) - MEAN
+    t_, r_ = (torch.full((num,), s, dtype=torch.float64) for s in (t, r))
+    x_r = data_bridge(x_0, eps, t_, r_) - MEAN
     x_t = x_0 + t * eps - MEAN
     slope = float((x_r * x_t).sum() / (x_t * x_t).sum())
     error = float((x_r - slope * x_t).std() / (x_t.std() * num**0.5))
@@ -70,5 +71,6 @@ def test_each_image_has_its_own_noise_levels(gaussian: Any):
     t, r = torch.tensor([3.0, 1.0, 0.5, 20.0, 0.1]).double(), torch.tensor([1.0, 0.9, 0.1, 2.0, 0.05]).double()
     together = heun_bridge(gaussian(MEAN, VARIANCE))(x_0, eps, t, r)
     for i in range(5):
-        one = heun_bridge(gaussian(MEAN, VARIANCE))(*(value[i : i + 1] for value in (x_0, eps, t, r)))
+        x_, eps_, t_, r_ = (value[i : i + 1] for value in (x_0, eps, t, r))
+        one = heun_bridge(gaussian(MEAN, VARIANCE))(x_, eps_, t_, r_)
         torch.testing.assert_close(together[i : i + 1], one)

@@ -160,8 +160,8 @@ def _interpolated(s: Tensor) -> Any:
     return np.interp(s.flatten().log().numpy(), table().log().numpy(), np.arange(1000.0))
 
 
-def made(name: str) -> Scaling:
-    kind = SCALINGS[name]
+def made(name: str) -> Any:
+    kind: Any = SCALINGS[name]
     return kind(table()) if issubclass(kind, Discrete) else kind()
 
 

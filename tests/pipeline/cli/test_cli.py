@@ -12,7 +12,8 @@ import yaml
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.main import COMMANDS, main
-from fewstep.pipeline.config.reading import config_keys, load_config
+from fewstep.pipeline.config.keys import config_keys
+from fewstep.pipeline.config.reading import load_config
 
 
 def run(*arguments, cwd=None):

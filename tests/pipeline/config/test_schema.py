@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from fewstep.errors import UserError
 from fewstep.files import sha256_json
-from fewstep.pipeline.config.reading import config_from_dict, config_keys, load_config, preset_names, validated
+from fewstep.pipeline.config.keys import config_keys, validated
+from fewstep.pipeline.config.reading import config_from_dict, load_config, preset_names
 from fewstep.pipeline.config.schema import FEATURES, DataConfig, EvalConfig, Extractor
 from fewstep.settings import in_words
 
@@ -37,7 +38,7 @@ def test_grey_presets_measure_against_test_images_and_cifar10_against_its_traini
 
 def test_configs_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
-        load_config().seed = 1  # type: ignore[misc]
+        load_config().seed = 1
 
 
 def test_every_key_is_documented():

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import time
-from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -215,7 +214,7 @@ def test_a_run_whose_images_were_replaced_is_refused(tmp_path):
     for index in range(4):
         Image.new("L", (8, 8), 40 * index).save(tmp_path / "images" / f"{index}.png")
     source = DataConfig(source=f"imagefolder:{tmp_path / 'images'}", reference_split=None)
-    config = replace(load_config("digits"), data=source, out=tmp_path)
+    config = load_config("digits").model_copy(update={"data": source, "out": tmp_path})
     config.folder.mkdir(parents=True)
     write_json(config.folder / "data.json", RunContext(config).data_facts)
     assert len(RunContext(config).data.images) == 4

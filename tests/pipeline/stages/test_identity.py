@@ -117,10 +117,10 @@ def test_another_student_leaves_the_first_and_its_results_alone(run, tiny, capsy
     traces = [(run / "logs" / "students" / f"{name}.jsonl").read_text() for name in ("student", "ect")]
     assert traces[0] != traces[1]
     arguments = ["sample", str(run), "--num", "2", "-o"]
-    assert "--student: which of the run's students? give one of ect, student" in refused(
-        capsys, *arguments, str(run / "x")
+    assert f"{run}: holds the students ect, student: name one" in refused(capsys, *arguments, str(run / "x"))
+    assert f"{run}: 'cd': holds the students ect, student" in refused(
+        capsys, *arguments, str(run / "x"), "--student", "cd"
     )
-    assert "--student: 'cd': give one of ect, student" in refused(capsys, *arguments, str(run / "x"), "--student", "cd")
     assert main([*arguments, str(run / "x"), "--student", "ect"]) == 0
 
 
@@ -131,7 +131,7 @@ def test_an_added_sampler_is_measured_alone(run, tiny, capsys):
     assert all(read_json(run / "eval" / "samplers" / name) == value for name, value in kept.items())
     assert {line.partition(", seed")[0].strip() for line in lines if ", seed " in line} == {"Teacher, Heun, 2 steps"}
     assert "  Timing 1 samplers in turns" in lines
-    said = "eval: samplers.teacher@heun:2 is another one: measured again where a result depends on it (took "
+    said = "eval: samplers.teacher@heun:2 is new: measured again where a result depends on it (took "
     assert any(line.startswith(said) for line in lines)
 
 
@@ -153,8 +153,10 @@ def test_a_report_of_results_that_are_not_of_the_folder_s_configuration_and_mode
     (run / "config.json").write_text(json.dumps(config | {"eval": config["eval"] | {"images": 70}}))
     line = refused(capsys, "report", str(run))
     assert re.search(
-        rf"{run}/eval: measured otherwise .*\(eval\.images 66 -> 70\); run fewstep run {run}/config\.yaml", line
+        rf"{run}/eval: was measured .*\(eval\.images 66 -> 70\); fewstep run {run}/config\.yaml measures", line
     )
+    (run / "config.json").write_text(json.dumps(config | {"seed": -1}))
+    assert f"{run}/config.json: seed: -1: must be a whole number" in refused(capsys, "report", str(run))
     (run / "config.json").write_text(json.dumps(config))
     assert main(["report", str(run)]) == 0
     made(capsys, "distill", *tiny(run.parent, student__train__learning_rate=1e-3))

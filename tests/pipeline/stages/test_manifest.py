@@ -54,7 +54,7 @@ def test_what_changed_is_told_by_its_dotted_name_old_and_new(stage):
     assert changed == {"teacher.train.kimg": "teacher.train.kimg 2.0 -> 3.0"}
     assert changed_inputs(stage, "teacher", {"teacher": INPUTS["teacher"]}) == {"seed": "seed 0 -> none"}
     hashes = changed_inputs(stage, "teacher", INPUTS | {"weights.data": "ab" * 32})
-    assert hashes == {"weights.data": "data is another one"}
+    assert hashes == {"weights.data": "data is new"}
 
 
 def test_a_missing_or_shorter_output_makes_the_stage_again(stage, capsys):

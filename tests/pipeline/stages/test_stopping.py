@@ -85,7 +85,8 @@ def test_sigterm_ends_every_stage_within_five_seconds_and_the_run_ends_well(tmp_
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_a_resumed_training_takes_its_first_step_within_ten_seconds_of_the_start(tmp_path, stage):
-    each_step, log = (f"--{stage}.train.log_every", "1"), tmp_path / "digits" / "logs" / f"{stage}.jsonl"
+    place = {"teacher": "teacher", "student": "students/student"}[stage]
+    each_step, log = (f"--{stage}.train.log_every", "1"), tmp_path / "digits" / "logs" / f"{place}.jsonl"
     run = Run(tmp_path, *each_step)
     run.wait_for({"teacher": "teacher: training", "student": "student: distilling"}[stage])
     time.sleep(3)
