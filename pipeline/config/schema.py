@@ -105,15 +105,27 @@ class TrainConfig(Section):
     )
     betas: tuple[Share, Share] = Field(description="AdamW betas")
     weight_decay: float = Field(ge=0, description="AdamW weight decay")
-    ema_halflife_kimg: Positive = Field(description="half-life of the weight average, in kimg")
+    ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        title="a number greater than 0, or a list of such (of a student)",
+        description="half-life of the weight average in kimg, held to a twentieth of the images seen; of several the "
+        "average with the best images is kept",
+    )
     gradient_clip: Positive = Field(description="largest norm of the gradient")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
     log_every: Count = no_number(20, description="optimizer steps between log lines")
 
+    @property
+    def halflives(self) -> dict[str, float]:
+        """The half-lives of the weight averages in kimg, by what logs and manifests call them ("5", "0.5")."""
+        given = self.ema_halflife_kimg if isinstance(self.ema_halflife_kimg, tuple) else (self.ema_halflife_kimg,)
+        return {repr(float(each)).removesuffix(".0"): each for each in given}
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
+        if isinstance(given := self.ema_halflife_kimg, tuple) and len(self.halflives) < len(given):
+            raise UserError("ema_halflife_kimg", list(given), "names a half-life twice: name it once")
         if self.kimg * 1000 < self.batch_size:
             remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError("kimg", self.kimg, remedy)
@@ -139,6 +151,12 @@ class TrainedTeacher(Section):
     num_train_timesteps: int = Field(default=1000, ge=10, le=100_000, description="timesteps of the noise schedule")
     network: NetworkConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainedTeacher":
+        if isinstance(given := self.train.ema_halflife_kimg, tuple):
+            raise UserError("train.ema_halflife_kimg", list(given), "must be one number: a teacher has one average")
+        return self
 
 
 class LoadedTeacher(Section):
@@ -168,6 +186,9 @@ class StudentConfig(Section):
         default=20.0, ge=0, description="length of the regression onto a teacher that cannot be folded"
     )
     search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
+    quality_kimg: Positive | None = no_number(
+        None, description="kimg between measurements of the averages; null: at the end, where there are several"
+    )
     train: TrainConfig
 
     @model_validator(mode="after")

@@ -129,7 +129,10 @@ class Run(RunContext):
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
-            inputs = {"weights": weights, "search": search | self._extractor()}
+            search |= self._extractor()
+            if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
+                weights, search = weights | search, {}
+            inputs = {"weights": weights, "search": search}
             self._stage(
                 f"students/{name}",
                 self.title(name),

@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.eval.report.inputs import read_run
 from fewstep.eval.report.notes import caveats
-from fewstep.eval.report.plots import Point, envelope, pareto_front, quality_against_time, running_mean
+from fewstep.eval.report.plots import Point, envelope, pareto_front, quality_against_time, running_mean, training_curves
 from fewstep.eval.report.tables import duration, headline, number, spread
 
 
@@ -85,6 +85,18 @@ def test_plot_is_an_svg_with_text_as_text_and_equal_bytes():
     assert "Sampler &amp; co, 6 steps" in svg
     assert "var(--teacher)" in svg
     assert not re.search(r"<metadata|<script|#0([1-9])0\1", svg)
+
+
+def test_measured_averages_have_a_panel_beside_the_loss_with_a_line_each():
+    records = [{"kimg": kimg, "loss": 0.1 + 1 / kimg} for kimg in range(1, 30)]
+    plain = training_curves({"teacher": records, "student": records})
+    assert "KID" not in plain
+    for kimg in (10, 20):
+        records[kimg] = records[kimg] | {"kid_10": 0.01 / kimg, "kid_2": -0.001}
+    svg = training_curves({"teacher": records[:9], "student": records})
+    assert svg.index("2 kimg") < svg.index("10 kimg")
+    assert svg.count("KID, one step") == 1
+    assert svg.count("training loss (log)") == 1
 
 
 def test_envelope_keeps_a_spike_and_the_order():
