@@ -124,8 +124,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if isinstance(given := self.ema_halflife_kimg, tuple) and len(self.halflives) < len(given):
-            raise UserError("ema_halflife_kimg", list(given), "names a half-life twice: name it once")
+        if isinstance(given := self.ema_halflife_kimg, tuple):
+            if len(self.halflives) < len(given):
+                raise UserError("ema_halflife_kimg", list(given), "names a half-life twice: name it once")
+            if sum(each >= self.kimg / 20 for each in given) > 1:  # see EMA: to the bit the same average
+                remedy = "gives one average twice: a half-life is held to a twentieth of the images seen, with "
+                remedy += f"{{here}}kimg = {self.kimg} to {self.kimg / 20:g}; give one that reaches it at most"
+                raise UserError("ema_halflife_kimg", list(given), remedy)
         if self.kimg * 1000 < self.batch_size:
             remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError("kimg", self.kimg, remedy)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +18,19 @@ from fewstep.eval.noise import KeyedNoise
 from fewstep.eval.quality.metrics import kernel_distance
 from fewstep.pipeline.cli.main import main
 from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.stages.quality import Quality
 from fewstep.pipeline.stages.search import SEARCH_SEED
 from fewstep.pipeline.training.loop import train
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import StepGrid
-from fewstep.students.objective import ConsistencyObjective, pseudo_huber
+from fewstep.students.methods.ect import ECT
 from fewstep.teachers.interfaces import NONE, Space
 
 COUNT = 60
 JUDGE = SimpleNamespace(extractor="digits-cnn", extractor_weights=None)
-RUN = SimpleNamespace(config=SimpleNamespace(eval=JUDGE), device=torch.device("cpu"))
+RUN: Any = SimpleNamespace(config=SimpleNamespace(eval=JUDGE), device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +87,11 @@ def test_the_average_with_the_better_images_wins(digits, capsys, better, chosen)
     assert f"that of {chosen} kimg is saved" in capsys.readouterr().out
 
 
-def neighbours(num, progress, generator):
-    t = 0.1 + torch.rand(num, generator=generator)
-    return SimpleNamespace(t=t, r=t / 2, weight=torch.ones(num))
-
-
-def test_a_training_with_it_is_the_training_without_it_to_the_bit(training, tiny_unet, digits):
+def test_a_training_with_it_is_the_training_without_it_to_the_bit(training, tiny_unet, gaussian, digits):
     def distilled(name, *probe):
         one = training(name, ema_halflife_kimg=(0.001, 0.05), kimg=0.048)
         one.job = replace(one.job, images=digits[:40])
-        bridge = lambda x_0, eps, t, r, condition: x_0 + r.reshape(-1, 1, 1, 1) * eps  # noqa: E731
-        objective = ConsistencyObjective(
-            ConsistencyModel(tiny_unet(dropout=0.3)), pairs=neighbours, bridge=bridge, distance=pseudo_huber(0.1),
-            cost=None,
-        )  # fmt: skip
+        objective = ECT().build(ConsistencyModel(tiny_unet(dropout=0.3)), gaussian(0.0, 1.0))
         train(objective, one.job, Accelerator(cpu=True), *probe)
         assert objective.network.training
         return one
@@ -122,8 +115,6 @@ def test_a_run_saves_the_chosen_average_and_says_so(tiny_run, tmp_path, tiny, di
     assert facts["halflives"] == {name: records[-1][f"kid_{name}"] for name in ("0.002", "0.01")}
     assert facts["cost"]["images"] == 2 * 2 * 32
     assert f"Its weights are the average of half-life {facts['chosen']} kimg" in (folder / "README.md").read_text()
-    from fewstep.pipeline.data.choice import choice_images
-
     quality = Quality(RUN, 32, choice_images(DataConfig(source="digits"), digits))
     assert quality.kid(fewstep.load_student(folder)) == pytest.approx(facts["halflives"][facts["chosen"]], rel=1e-3)
     capsys.readouterr()
