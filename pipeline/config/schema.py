@@ -106,8 +106,8 @@ class TrainConfig(Section):
     betas: tuple[Share, Share] = Field(description="AdamW betas")
     weight_decay: float = Field(ge=0, description="AdamW weight decay")
     ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
-        title="a number greater than 0, or a list of such (of a student)",
-        description="half-life of the weight average in kimg, held to a twentieth of the images seen; of several the "
+        title="a number greater than 0, or of a student a list of them",
+        description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
         "average with the best images is kept",
     )
     gradient_clip: Positive = Field(description="largest norm of the gradient")
@@ -125,10 +125,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if isinstance(given := self.ema_halflife_kimg, tuple):
-            if len(self.halflives) < len(given):
-                raise UserError("ema_halflife_kimg", list(given), "names a half-life twice: name it once")
-            if sum(each >= self.kimg / 20 for each in given) > 1:  # see EMA: to the bit the same average
-                remedy = "gives one average twice: a half-life is held to a twentieth of the images seen, with "
+            if len({min(each, self.kimg / 20) for each in given}) < len(given):  # see EMA: the same one to the bit
+                remedy = "names an average twice: a half-life is held to a twentieth of the images seen, with "
                 remedy += f"{{here}}kimg = {self.kimg} to {self.kimg / 20:g}; give one that reaches it at most"
                 raise UserError("ema_halflife_kimg", list(given), remedy)
         if self.kimg * 1000 < self.batch_size:
@@ -156,12 +154,6 @@ class TrainedTeacher(Section):
     num_train_timesteps: int = Field(default=1000, ge=10, le=100_000, description="timesteps of the noise schedule")
     network: NetworkConfig
     train: TrainConfig
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainedTeacher":
-        if isinstance(given := self.train.ema_halflife_kimg, tuple):
-            raise UserError("train.ema_halflife_kimg", list(given), "must be one number: a teacher has one average")
-        return self
 
 
 class LoadedTeacher(Section):
@@ -301,6 +293,9 @@ class Config(Section):
             raise UserError("eval.samplers", list(self.eval.samplers), f"{twice} stands there twice: name it once")
         if isinstance(self.teacher, TrainedTeacher):
             self.check_steps(self.teacher.num_train_timesteps)
+            if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
+                remedy = "must be one number: a teacher has one average"
+                raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))
