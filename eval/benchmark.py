@@ -26,7 +26,7 @@ from fewstep.eval.report.pictures import save_grid, save_neighbours
 from fewstep.eval.speed.environment import environment
 from fewstep.eval.speed.ratios import speed_ratios
 from fewstep.eval.speed.timing import Limits, measure
-from fewstep.files import read_sealed, remove, sealed, write_json
+from fewstep.files import read_json, read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages
 KEPT = {"identity": str, "quality": (None, {"protocol_hash": str, "seeds": [int], "metrics": {}}), "timing": object}
@@ -195,7 +195,7 @@ class _Run:
         if path.is_file() and (kept := self._kept(path)) is not None:
             quality = kept["quality"]
             same_protocol = quality is None or quality["protocol_hash"] == self.protocol.hash
-            if kept["identity"] == identity and same_protocol:
+            if kept["identity"] == identity and same_protocol and not self._lacks_pictures(subject, quality):
                 return kept
         left_out = "too slow to sample enough images; timed only (eval.ddpm_seed_blocks is 0)"
         return {
@@ -212,6 +212,15 @@ class _Run:
             "timing": None,
             "cold_start": None,
         }
+
+    def _lacks_pictures(self, subject: Subject, quality: dict[str, Any] | None) -> bool:
+        """Whether a subject was measured and its grid is not there, or its neighbours where they are to be shown."""
+        if quality is None:
+            return False
+        path, shown = self.folder / "neighbours.json", None
+        if self.training is not None and subject is self.neighbours_of:
+            shown = read_json(path).get("sampler") if path.exists() else ""
+        return shown not in (None, subject.name) or not (self.folder / "grids" / f"{slug(subject.name)}.png").exists()
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
         """A result file's value, None (and a line that says so) where it is damaged."""

@@ -124,11 +124,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if isinstance(given := self.ema_halflife_kimg, tuple):
-            if len({min(each, self.kimg / 20) for each in given}) < len(given):  # see EMA: the same one to the bit
-                remedy = "names an average twice: a half-life is held to a twentieth of the images seen, with "
-                remedy += f"{{here}}kimg = {self.kimg} to {self.kimg / 20:g}; give one that reaches it at most"
-                raise UserError("ema_halflife_kimg", list(given), remedy)
+        given, most = self.ema_halflife_kimg, self.kimg / 20  # see EMA: longer ones are the same average to the bit
+        if isinstance(given, tuple) and len({min(each, most) for each in given}) < len(given):
+            remedy = f"names an average twice: with {{here}}kimg = {self.kimg} a half-life is held to {most:g}"
+            raise UserError("ema_halflife_kimg", list(given), remedy)
         if self.kimg * 1000 < self.batch_size:
             remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError("kimg", self.kimg, remedy)

@@ -129,22 +129,23 @@ def _convert(
 
 def _regress(
     run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned, identity: str
-) -> tuple[ConsistencyModel, list[float]]:
+) -> tuple[ConsistencyModel, tuple[float, float] | None]:
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
     config = run.config.students[name]
-    low, high = trusted_range(teacher, _images(run, 512), run.student_generator(name, "trusted"))
+    trusted = trusted_range(teacher, _images(run, 512), run.student_generator(name, "trusted"))
+    where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
-        f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto clean images where "
-        f"that denoises worse than a shrinkage (outside noise levels {low:.3g} to {high:.3g})"
+        f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images where it "
+        f"denoises no better than a shrinkage does (it is better {where})"
     )
     warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
     changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
     short = config.train.model_copy(update=changes | {"ema_halflife_kimg": min(config.train.halflives.values())})
     key = f"{run.config.student_key(name)}-regression"
     job = run.training_job(f"students/{name}/regression", key, short, identity)
-    (average,) = train(Regression(model, teacher, (low, high)), job, run.accelerated(short.precision)).values()
+    (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()
     assert isinstance(average, ConsistencyModel)
-    return average.requires_grad_(True).train(), [low, high]
+    return average.requires_grad_(True).train(), trusted
 
 
 def _conversion_error(run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned) -> dict[str, float]:
