@@ -38,14 +38,10 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     stages = {"teacher": "teacher", **students, "eval": "eval"}
     manifests = {title: read_sealed(_stage_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
     benchmark = read_json(_stage_file(run_dir, "eval/benchmark.json"))
-    samplers = [
-        read_sealed(_stage_file(run_dir, f"eval/samplers/{slug(name)}.json")) for name in benchmark["sampler_order"]
-    ]
-    loaded = config["teacher"]["source"] != "train"
-    trained = {
-        stage: title for stage, title in stages.items() if stage != "eval" and not (loaded and stage == "teacher")
-    }
-    logs = {title: _read_log(run_dir, stage) for stage, title in trained.items()}
+    files = [_stage_file(run_dir, f"eval/samplers/{slug(name)}.json") for name in benchmark["sampler_order"]]
+    samplers = [read_sealed(file) for file in files]
+    untrained = ["eval"] if config["teacher"]["source"] == "train" else ["eval", "teacher"]
+    logs = {title: _read_log(run_dir, stage) for stage, title in stages.items() if stage not in untrained}
     seconds = {title: each["seconds"] + _earlier_seconds(logs.get(title, [])) for title, each in manifests.items()}
     for sampler in samplers:
         _check_protocol(run_dir, benchmark["protocol"], sampler)
@@ -110,15 +106,9 @@ def _check_protocol(run_dir: Path, protocol: dict[str, Any], sampler: dict[str, 
     quality = sampler["quality"]
     if quality is None or quality["protocol_hash"] == protocol["hash"]:
         return
-    field, value, expected = "protocol_hash", quality["protocol_hash"], protocol["hash"]
-    theirs = flatten(quality.get("protocol", {}))
-    for key, ours in flatten(protocol).items():
-        if key != "hash" and key in theirs and theirs[key] != ours:
-            field, value, expected = f"protocol.{key}", theirs[key], ours
-            break
-    raise UserError(
-        f"{run_dir}/eval/samplers/{slug(sampler['name'])}.json: {field}",
-        value,
-        f"differs from {expected!r} in eval/benchmark.json, so the results cannot stand in one table;"
-        " measure again with `fewstep benchmark`",
-    )
+    ours = flatten({"protocol": protocol, "protocol_hash": protocol["hash"]})
+    theirs = flatten(quality)
+    field = next(key for key in ours if key != "protocol.hash" and theirs.get(key, ours[key]) != ours[key])
+    remedy = "in eval/benchmark.json, so the results cannot stand in one table; measure again with `fewstep benchmark`"
+    where = f"{run_dir}/eval/samplers/{slug(sampler['name'])}.json: {field}"
+    raise UserError(where, theirs.get(field), f"differs from {ours[field]!r} {remedy}")

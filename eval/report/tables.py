@@ -1,7 +1,6 @@
 """A report's numbers in words: formats, headline, table, made from results.json's content."""
 
 import html
-from dataclasses import dataclass
 from typing import Any
 
 Results = dict[str, Any]
@@ -110,25 +109,16 @@ def headline(results: Results) -> str:
     student, teacher, ddpm = fastest_student(results), best_teacher(results), full_ddpm(results)
     if student is None:
         return f"{results['name']}: no student’s quality was measured."
-    nfe = student["nfe"]
-    count = WORDS[nfe] if nfe < len(WORDS) else f"{nfe:,}"
-    start = f"{count} network evaluation{'' if nfe == 1 else 's'}"
-    quality = f"{results['benchmark']['metric_name']} {number(student['quality']['metrics']['fd']['mean'])}"
+    nfe, start = student["nfe"], counted(student["nfe"], "network evaluation")
+    start = start.replace(str(nfe), WORDS[nfe]) if nfe < len(WORDS) else start
+    fd = [number(sampler["quality"]["metrics"]["fd"]["mean"]) for sampler in (student, teacher) if sampler]
+    quality = f"{results['benchmark']['metric_name']} {fd[0]}"
     if teacher is not None:
-        best = number(teacher["quality"]["metrics"]["fd"]["mean"])
-        quality += f" against the teacher’s best {best} ({short_label(teacher)})"
+        quality += f" against the teacher’s best {fd[1]} ({short_label(teacher)})"
     ratio = speedup(results, student)
     if ddpm is None or ratio is None:
         return f"{start}: {quality}."
     return f"{start} instead of {ddpm['nfe']:,}: {number(ratio)}× faster than DDPM, at {quality}."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sampler's line of the table, as text."""
-
-    sampler: Sampler
-    cells: tuple[str, ...]
 
 
 def columns(results: Results) -> tuple[str, ...]:
@@ -136,9 +126,9 @@ def columns(results: Results) -> tuple[str, ...]:
     return tuple(column.format(metric=results["benchmark"]["metric_name"]) for column in COLUMNS)
 
 
-def rows(results: Results) -> list[Row]:
-    """The table, a row a sampler."""
-    return [Row(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
+def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
+    """The table, a row a sampler, its cells as text."""
+    return [(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
 
 
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
@@ -164,7 +154,7 @@ def results_table_markdown(results: Results) -> str:
     """The table in GitHub's markdown, the one that results.md and a README show."""
     head = [markdown_text(text) for text in columns(results)]
     lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(markdown_text(cell) for cell in row.cells) + " |" for row in rows(results)]
+    lines += ["| " + " | ".join(markdown_text(cell) for cell in cells) + " |" for _, cells in rows(results)]
     return "\n".join(lines) + "\n"
 
 
