@@ -122,7 +122,7 @@ def benchmark(
         judge=Judge(
             reference=reference,
             extrapolation=Extrapolation(reference.statistics),
-            floor_fd=level and level["fd"],
+            floor_fd=None if level is None else level["fd"],
             kid_subset_size=settings.kid_subset_size,
             logits=extractor.logits,
             training=in_features,

@@ -140,12 +140,8 @@ def grid(images: Tensor, columns: int = 8, padding: int = 0) -> Image.Image:
     """
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
-    sheet = torch.full(
-        (channels, rows * (height + padding) - padding, columns * (width + padding) - padding),
-        255,
-        dtype=torch.uint8,
-    )
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + padding), (i % columns) * (width + padding)
-        sheet[:, top : top + height, left : left + width] = image
-    return Image.fromarray(sheet[0].numpy() if channels == 1 else sheet.permute(1, 2, 0).contiguous().numpy())
+    sheet = torch.full((rows * columns, channels, height + padding, width + padding), 255, dtype=torch.uint8)
+    sheet[:count, :, :height, :width] = images
+    tiled = sheet.view(rows, columns, *sheet.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    tiled = tiled[: len(tiled) - padding, : tiled.shape[1] - padding]
+    return Image.fromarray(tiled.squeeze(-1).contiguous().numpy())

@@ -25,7 +25,6 @@ from fewstep.eval.features.weights_file import PublishedWeights
 ARCHITECTURE: dict[str, Any] = {"patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16}
 SIDE, PUBLISHED_SIDE = 224, 518  # pixels: of the images judged, and of those that the published positions belong to
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, of values 0..255
-CPU_BATCH = 8  # images together on a processor: bounds the memory
 WEIGHTS = PublishedWeights(
     network="DINOv2's ViT-L/14",
     owner="DINOv2",
@@ -51,12 +50,7 @@ def open_network(tensors: dict[str, Tensor], device: torch.device) -> OpenNetwor
     network.load_state_dict({**tensors, "pos_embed": positions}, assign=True)
     network.requires_grad_(False).eval().to(device, torch.float32)
     network.register_forward_pre_hook(stop_if_cancelled)
-
-    def features(images: Tensor) -> Tensor:
-        parts = images.split(CPU_BATCH if device.type == "cpu" else len(images))
-        return torch.cat([network(_prepared(part)) for part in parts])
-
-    return OpenNetwork(features=features, used=tensors)
+    return OpenNetwork(features=lambda images: network(_prepared(images)), used=tensors)
 
 
 def resized_positions(positions: Tensor, side: int) -> Tensor:

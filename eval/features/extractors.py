@@ -45,9 +45,9 @@ class Extractor(Specification):
         UserError (eval.extractor) when it does not take images of this shape.
         """
         self.check_shape(images.shape[1:])
-        images = images.expand(-1, self.channels, -1, -1)
+        parts = images.expand(-1, self.channels, -1, -1).split(self.cpu_batch if self.device.type == "cpu" else 100)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a GPU's features equal a processor's
-            return self.network(images.to(self.device)).cpu()
+            return torch.cat([self.network(part.to(self.device)).cpu() for part in parts])
 
     def to_json(self) -> dict[str, str]:
         """The part of the protocol that is the extractor's."""

@@ -18,7 +18,8 @@ class Specification:
     module: which opens it. about: it in a few words. dim: number of features. metric_name: what the Frechet distance
     of its features is called. resize: how images become the network's. channels: that the network takes; grey is
     repeated where it takes 3. only: the one (C, H, W) that it judges, None: any. shipped: its weights come with the
-    package, and no others do.
+    package, and no others do. cpu_batch: images at once on a processor; larger batches leave its cache (Inception:
+    6.2 images/s at 100 against 9.5 at 8, two cores of an AMD EPYC) or its memory (DINOv2).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Specification:
     channels: int = 3
     only: tuple[int, int, int] | None = None
     shipped: bool = False
+    cpu_batch: int = 100
 
     def check_shape(self, shape: Sequence[int | None]) -> None:
         """UserError where it does not judge images of this (C, H, W); None: not known yet."""
@@ -60,6 +62,7 @@ EXTRACTORS = {
             dim=2048,
             metric_name="FID",
             resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
+            cpu_batch=8,
         ),
         Specification(
             name="dinov2",
@@ -68,6 +71,7 @@ EXTRACTORS = {
             dim=1024,
             metric_name="FD-DINOv2",
             resize="bilinear to 224x224 as TensorFlow 1 does it (torch-fidelity)",
+            cpu_batch=8,
         ),
     )
 }

@@ -51,25 +51,8 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
 
 def results_markdown(results: Results) -> str:
     """results.md: headline, table, and what is needed to make and to judge it."""
-    benchmark = results["benchmark"]
-    environment = benchmark["environment"]
-    where = f"{environment['device']}, {environment['processor']}, {environment['threads']} threads"
-    return "\n".join(
-        [
-            f"# {markdown_text(results['name'])}",
-            "",
-            f"**{markdown_text(results['headline'])}**",
-            "",
-            results_table_markdown(results),
-            f"Protocol `{benchmark['protocol']['hash']}`; {markdown_text(where)}.",
-            "",
-            *(f"- {markdown_text(note)}" for note in caveats(results)),
-            "",
-            "Made by:",
-            "",
-            *(f"    {command}" for command in results["commands"]),
-            "",
-        ]
+    return page_template("results.md").render(
+        results=results, benchmark=results["benchmark"], caveats=caveats(results), table=results_table_markdown(results)
     )
 
 
@@ -77,13 +60,15 @@ def page_template(name: str) -> jinja2.Template:
     """One of the shipped page templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fewstep.eval.report", "templates"),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(number=number, duration=duration, counted=counted, flatten=flatten)
+    environment.filters.update(
+        number=number, duration=duration, counted=counted, flatten=flatten, markdown=markdown_text
+    )
     return environment.get_template(name)
 
 
