@@ -68,7 +68,7 @@ class BenchmarkSettings:
             raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
         for subject in subjects:
             if isinstance(subject, StoredImages):
-                check_varied(subject.name, subject.block(0, len(subject)).tensor)
+                check_varied(subject.name, subject.tensor)
                 if len(subject) < self.images:
                     remedy = f"{subject.name} holds only {len(subject)} images: give fewer here or more images there"
                     raise UserError("eval.images", self.images, remedy)

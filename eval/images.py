@@ -79,7 +79,7 @@ class TensorImages:
         return len(self.tensor)
 
 
-class StoredImages:
+class StoredImages(TensorImages):
     """Images that something else made, to be judged beside samplers and not timed: uint8 [N, C, H, W]."""
 
     kind = "images"
@@ -87,15 +87,13 @@ class StoredImages:
     schedule: Sequence[float] = ()
 
     def __init__(self, name: str, label: str, images: Tensor) -> None:
-        self.name, self.label, self._images = name, label, TensorImages(images).tensor
+        super().__init__(images)
+        self.name, self.label = name, label
         self.shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
 
     def block(self, seed: int, count: int) -> TensorImages:
         """Images seed * count .. (seed + 1) * count - 1: what takes the place of a seed block."""
-        return TensorImages(self._images[seed * count : (seed + 1) * count])
-
-    def __len__(self) -> int:
-        return len(self._images)
+        return TensorImages(self.tensor[seed * count : (seed + 1) * count])
 
 
 class Generated:

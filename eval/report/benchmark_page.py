@@ -17,16 +17,11 @@ def write_comparison(folder: Path, commands: Sequence[str]) -> str:
     results = {"format": 1, "name": "benchmark", "headline": headline(measured), "commands": list(commands), **measured}
     write_json(folder / "results.json", results)
     write_bytes(folder / "results.md", results_markdown(results).encode())
-    write_bytes(folder / "index.html", _page(folder, results).encode())
-    return results_table_markdown(results)
-
-
-def _page(folder: Path, results: Results) -> str:
     files = [(each, folder / "grids" / f"{slug(each['name'])}.png") for each in results["samplers"]]
-    grids = [(sampler, file.read_bytes()) for sampler, file in files if file.is_file()]
-    return page_template("comparison.html").render(
-        **common(results), grids=[(sampler, grid(png, image_side(png))) for sampler, png in grids]
-    )
+    pngs = [(sampler, file.read_bytes()) for sampler, file in files if file.is_file()]
+    grids = [(sampler, grid(png, image_side(png))) for sampler, png in pngs]
+    write_bytes(folder / "index.html", page_template("comparison.html").render(**common(results), grids=grids).encode())
+    return results_table_markdown(results)
 
 
 def headline(results: Results) -> str:

@@ -20,11 +20,11 @@ from fewstep.eval.images import grid
 from fewstep.eval.report.page import page_template
 from fewstep.files import read_json, sha256_json
 
-RIVALS = ("teacher", "real")
 TITLES = {
     "teacher": "the student preferred to its teacher",
     "real": "the student taken for real against real images",
 }
+RIVALS = tuple(TITLES)
 CONFIDENCE = 0.95
 ANSWERS = {"format": int, "page": str, "rater": str, "answers": [{"rival": str, "chose": str}]}
 

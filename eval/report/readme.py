@@ -6,6 +6,7 @@
 Run it in the repository's root (`make readme` does the second).
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,9 @@ _IMAGES, _ENLARGED, _LABEL = 16, 6, 190
 
 def keep(run: Path) -> Path:
     """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~."""
-    results = read_json(run / "report" / "results.json")
-    folder = RESULTS / results["name"]
-    folder.mkdir(parents=True, exist_ok=True)
     text = (run / "report" / "results.json").read_text(encoding="utf-8")
+    folder = RESULTS / json.loads(text)["name"]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
     shutil.copytree(run / "eval" / "grids", folder / "grids", dirs_exist_ok=True)
     return folder

@@ -49,12 +49,12 @@ def spread(metric: dict[str, Any] | None) -> str:
     """Mean ± standard deviation over seed blocks; the mean alone where one block gives no interval."""
     if metric is None:
         return NONE
-    if metric["sd"] is None:
-        return number(metric["mean"])
-    decimals = len(number(metric["mean"]).partition(".")[2])
-    if "e" in number(metric["mean"]) or 0 < metric["sd"] < 0.5 * 10**-decimals:
-        return f"{number(metric['mean'])} ± {number(metric['sd'], 1)}"
-    return f"{number(metric['mean'])} ± {metric['sd']:,.{decimals}f}"
+    text, sd = number(metric["mean"]), metric["sd"]
+    if sd is None:
+        return text
+    decimals = len(text.partition(".")[2])
+    tiny = "e" in text or 0 < sd < 0.5 * 10**-decimals
+    return f"{text} ± {number(sd, 1) if tiny else f'{sd:,.{decimals}f}'}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -134,20 +134,17 @@ def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
     metrics = (sampler["quality"] or {}).get("metrics", {})
     copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
+    latency = [timing["latency_ms"][key] for key in ("median", "p90")] if timing else []
+    median, p90 = [None if ms is None else number(ms) for ms in latency] or (NONE, None)
     return (
         sampler["label"],
         NONE if sampler["nfe"] is None else f"{sampler['nfe']:,}",
         *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
         NONE if copies is None else share(copies),
-        NONE if timing is None else _latency(timing["latency_ms"]),
+        median if p90 is None else f"{median} ({p90})",
         NONE if timing is None else number(timing["throughput"]["images_per_second"]),
         NONE if ratio is None else f"{number(ratio)}×",
     )
-
-
-def _latency(latency: dict[str, Any]) -> str:
-    median = number(latency["median"])
-    return median if latency["p90"] is None else f"{median} ({number(latency['p90'])})"
 
 
 def results_table_markdown(results: Results) -> str:
