@@ -6,6 +6,7 @@ says, an archive does not unpack to more than a hundred times its length, a tens
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zipfile import ZipFile, is_zipfile
@@ -20,24 +21,28 @@ from fewstep.errors import UserError, unreadable
 
 MOST_RATIO = 100  # unpacked to packed; images of noise give 1, of flat areas some ten
 _ALWAYS_FINE = 2**24  # bytes unpacked
+_HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _PICKLED_BY_NUMPY = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 
 
 def array_sizes(where: object, path: Path) -> dict[str, int]:
     """{name: bytes, unpacked, with a header} of the arrays in an .npz; UserError where it is none."""
-    with unreadable(where, "cannot be read as an .npz of arrays", _named(where, path)), ZipFile(path) as archive:
+    with _archive(where, path) as archive:
         infos = archive.infolist()
     return {info.filename.removesuffix(".npy"): info.file_size for info in infos if info.filename.endswith(".npy")}
 
 
 def read_arrays(where: object, path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
     """The arrays of those names in an .npz of plain numbers. UserError: damaged, pickled, or larger than it can be."""
-    with unreadable(where, "cannot be read as an .npz of arrays", _named(where, path)), ZipFile(path) as archive:
+    with _archive(where, path) as archive:
         return [_array(archive, f"{name}.npy", MOST_RATIO * path.stat().st_size) for name in names]
 
 
-def _named(where: object, path: Path) -> str | None:
-    return None if where == path else str(path)
+@contextmanager
+def _archive(where: object, path: Path) -> Iterator[ZipFile]:
+    named = None if where == path else str(path)
+    with unreadable(where, "cannot be read as an .npz of arrays", named), ZipFile(path) as archive:
+        yield archive
 
 
 def _array(archive: ZipFile, member: str, most: int) -> NDArray[Any]:
@@ -45,7 +50,10 @@ def _array(archive: ZipFile, member: str, most: int) -> NDArray[Any]:
     if size > max(most, _ALWAYS_FINE):
         raise ValueError(f"{member} unpacks to {size:,} bytes, {MOST_RATIO} times the file and more")
     with archive.open(member) as file:
-        shape, order, dtype = _header(cast(BinaryIO, file))
+        version = npy.read_magic(cast(BinaryIO, file))
+        if version not in _HEADERS:
+            raise ValueError(f"version {version} of the .npy form is not read")
+        shape, order, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError(f"{member} holds pickled objects, which are not read")
         length = math.prod(shape) * dtype.itemsize
@@ -55,14 +63,6 @@ def _array(archive: ZipFile, member: str, most: int) -> NDArray[Any]:
     if len(data) != length:
         raise ValueError(f"{member} is cut short")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if order else "C").copy()
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and type of an .npy."""
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the .npy form is not read")
-    return (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
 
 
 def read_torch(where: object, path: Path, what: str) -> object:
@@ -97,11 +97,8 @@ def _sizes(value: object, depth: int = 0) -> Iterator[int]:
         yield value.numel() * value.element_size()
     elif isinstance(value, np.ndarray):
         yield value.nbytes
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _sizes(item, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _sizes(item, depth + 1)
 
 

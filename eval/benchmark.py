@@ -6,6 +6,7 @@ inputs are not made again. Time is measured last, for all samplers together, sin
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,17 @@ class BenchmarkSettings:
         if self.images <= features:
             remedy = f"is too few for the covariance of {features:,} features; give {features + 1:,} or more"
             raise UserError("eval.images", self.images, remedy)
-        if reference.features is not None:
-            most = min(self.images, len(reference.features))
-            if self.kid_subset_size > most:
-                real = len(reference.features)
-                remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {real} real)"
-                raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
+        if reference.features is not None and self.kid_subset_size > (
+            most := min(self.images, real := len(reference.features))
+        ):
+            remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {real} real)"
+            raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
         for subject in subjects:
             if isinstance(subject, StoredImages):
-                check_varied(subject.name, subject.block(0, len(subject)).tensor)
-            if isinstance(subject, StoredImages) and len(subject) < self.images:
-                remedy = f"{subject.name} holds only {len(subject)} images: give fewer here or more images there"
-                raise UserError("eval.images", self.images, remedy)
+                check_varied(subject.name, subject.tensor)
+                if len(subject) < self.images:
+                    remedy = f"{subject.name} holds only {len(subject)} images: give fewer here or more images there"
+                    raise UserError("eval.images", self.images, remedy)
 
     def blocks(self, subject: Subject) -> int:
         """How many seed blocks a subject's quality is measured on; of stored images, as many as they fill."""
@@ -108,7 +108,32 @@ def benchmark(
         remove(stale)
     training = None if training_images is None else TrainingImages(training_images, settings.mirrored, device)
     in_features = None if training_features is None else TrainingFeatures(training_features, device)
-    run = _Run(subjects, reference, training, in_features, extractor, settings, folder, device, say)
+    real, level = reference.features, None
+    if real is not None:  # the images that mere statistics are of, nobody has
+        level = floor(load_halves(real, settings.kid_subset_size), settings.images, len(real))
+    run = _Run(
+        subjects=subjects,
+        extractor=extractor,
+        training=training,
+        settings=settings,
+        folder=folder,
+        device=device,
+        say=say,
+        judge=Judge(
+            reference=reference,
+            extrapolation=Extrapolation(reference.statistics),
+            floor_fd=None if level is None else level["fd"],
+            kid_subset_size=settings.kid_subset_size,
+            logits=extractor.logits,
+            training=in_features,
+        ),
+        protocol=Protocol(
+            reference={key: reference.provenance[key] for key in ("dataset", "split", "count", "sha256")},
+            extractor=extractor.to_json(),
+            images=settings.images,
+            encoding=ENCODING,
+        ),
+    )
     if shown is not None:
         picked = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:64]
         save_grid(folder / "grids" / "real.png", shown[picked])
@@ -122,7 +147,7 @@ def benchmark(
         "metric_name": extractor.metric_name,
         "extractor": {**extractor.to_json(), "dim": extractor.dim},
         "reference": reference.provenance,
-        "floor": run.floor,
+        "floor": level,
         "copies": training
         and {
             "threshold": training.threshold,
@@ -146,57 +171,37 @@ def remove_others(folder: Path, subjects: Sequence[Subject]) -> None:
             path.unlink()
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """One benchmark in progress: what all subjects share, and their result files."""
 
-    def __init__(
-        self,
-        subjects: Sequence[Subject],
-        reference: Reference,
-        training: TrainingImages | None,
-        training_features: TrainingFeatures | None,
-        extractor: Extractor,
-        settings: BenchmarkSettings,
-        folder: Path,
-        device: torch.device,
-        say: Callable[[str], None],
-    ) -> None:
-        self.subjects, self.reference, self.training, self.extractor = subjects, reference, training, extractor
-        self.settings, self.folder, self.device, self.say = settings, folder, device, say
-        self.floor = self._floor()
-        self.judge = Judge(
-            reference=reference,
-            extrapolation=Extrapolation(reference.statistics),
-            floor_fd=None if self.floor is None else self.floor["fd"],
-            kid_subset_size=settings.kid_subset_size,
-            logits=extractor.logits,
-            training=training_features,
-        )
-        self.protocol = Protocol(
-            reference={key: reference.provenance[key] for key in ("dataset", "split", "count", "sha256")},
-            extractor=extractor.to_json(),
-            images=settings.images,
-            encoding=ENCODING,
-        )
-        judged = [subject for subject in subjects if settings.blocks(subject)]
-        students = [subject for subject in judged if subject.kind == "student"]
-        self.neighbours_of = (students or judged or [None])[0]
+    subjects: Sequence[Subject]
+    extractor: Extractor
+    training: TrainingImages | None
+    settings: BenchmarkSettings
+    folder: Path
+    device: torch.device
+    say: Callable[[str], None]
+    judge: Judge
+    protocol: Protocol
 
-    def _floor(self) -> dict[str, Any] | None:
-        """The floor at these counts; None where only statistics are given, of images that nobody has."""
-        features, settings = self.reference.features, self.settings
-        if features is None:
-            return None
-        return floor(load_halves(features, settings.kid_subset_size), settings.images, len(features))
+    @cached_property
+    def neighbours_of(self) -> Subject | None:
+        """Whose nearest training images are shown: the first student's, else the first subject's, that is judged."""
+        judged = [subject for subject in self.subjects if self.settings.blocks(subject)]
+        return next((subject for subject in judged if subject.kind == "student"), judged[0] if judged else None)
 
     def result(self, subject: Subject) -> dict[str, Any]:
         """The kept result if it is of the same inputs and protocol, else an empty one."""
         path, identity = self._path(subject), self.settings.identities[subject.name]
-        if path.is_file() and (kept := self._kept(path)) is not None:
-            quality = kept["quality"]
+        try:
+            kept = read_sealed(path, KEPT, "measuring it again") if path.is_file() else {"identity": None}
+            quality = kept.get("quality")
             same_protocol = quality is None or quality["protocol_hash"] == self.protocol.hash
             if kept["identity"] == identity and same_protocol and not self._lacks_pictures(subject, quality):
                 return kept
+        except UserError as error:
+            self.say(f"WARNING: {error}")
         left_out = "too slow to sample enough images; timed only (eval.ddpm_seed_blocks is 0)"
         return {
             "format": 1,
@@ -221,14 +226,6 @@ class _Run:
         if self.training is not None and subject is self.neighbours_of:
             shown = read_json(path).get("sampler") if path.exists() else ""
         return shown not in (None, subject.name) or not (self.folder / "grids" / f"{slug(subject.name)}.png").exists()
-
-    def _kept(self, path: Path) -> dict[str, Any] | None:
-        """A result file's value, None (and a line that says so) where it is damaged."""
-        try:
-            return read_sealed(path, KEPT, "measuring it again")
-        except UserError as error:
-            self.say(f"WARNING: {error}")
-            return None
 
     def quality(self, subject: Subject) -> None:
         """Measure the seed blocks that are not measured yet, writing the result after each."""

@@ -79,7 +79,7 @@ class TensorImages:
         return len(self.tensor)
 
 
-class StoredImages:
+class StoredImages(TensorImages):
     """Images that something else made, to be judged beside samplers and not timed: uint8 [N, C, H, W]."""
 
     kind = "images"
@@ -87,15 +87,13 @@ class StoredImages:
     schedule: Sequence[float] = ()
 
     def __init__(self, name: str, label: str, images: Tensor) -> None:
-        self.name, self.label, self._images = name, label, TensorImages(images).tensor
+        super().__init__(images)
+        self.name, self.label = name, label
         self.shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
 
     def block(self, seed: int, count: int) -> TensorImages:
         """Images seed * count .. (seed + 1) * count - 1: what takes the place of a seed block."""
-        return TensorImages(self._images[seed * count : (seed + 1) * count])
-
-    def __len__(self) -> int:
-        return len(self._images)
+        return TensorImages(self.tensor[seed * count : (seed + 1) * count])
 
 
 class Generated:
@@ -140,12 +138,8 @@ def grid(images: Tensor, columns: int = 8, padding: int = 0) -> Image.Image:
     """
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
-    sheet = torch.full(
-        (channels, rows * (height + padding) - padding, columns * (width + padding) - padding),
-        255,
-        dtype=torch.uint8,
-    )
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + padding), (i % columns) * (width + padding)
-        sheet[:, top : top + height, left : left + width] = image
-    return Image.fromarray(sheet[0].numpy() if channels == 1 else sheet.permute(1, 2, 0).contiguous().numpy())
+    sheet = torch.full((rows * columns, channels, height + padding, width + padding), 255, dtype=torch.uint8)
+    sheet[:count, :, :height, :width] = images
+    tiled = sheet.view(rows, columns, *sheet.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    tiled = tiled[: len(tiled) - padding, : tiled.shape[1] - padding]
+    return Image.fromarray(tiled.squeeze(-1).contiguous().numpy())

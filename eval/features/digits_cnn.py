@@ -4,11 +4,18 @@ Its weights ship with the package; `python -m fewstep.eval.features.make_digits_
 The images are scikit-learn's copy of a UCI data set, "Optical Recognition of Handwritten Digits" (CC BY 4.0).
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-FEATURES = 64
+from fewstep.errors import UserError
+from fewstep.eval.features.extractors import OpenNetwork, sha256_tensors
+
+WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors"
 
 
 class DigitsCNN(nn.Module):
@@ -23,8 +30,8 @@ class DigitsCNN(nn.Module):
         self.conv1 = nn.Conv2d(1, 24, 3, padding=1)
         self.conv2 = nn.Conv2d(24, 48, 3, padding=1)
         self.conv3 = nn.Conv2d(48, 64, 3, padding=1)
-        self.embed = nn.Linear(64 * 4 * 4, FEATURES)
-        self.classify = nn.Linear(FEATURES, 10)
+        self.embed = nn.Linear(64 * 4 * 4, 64)
+        self.classify = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (or float 0..255) [N, 1, 8, 8] -> features [N, 64] float32."""
@@ -37,6 +44,22 @@ class DigitsCNN(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Features [N, 64] -> class logits [N, 10]."""
         return self.classify(F.relu(features))
+
+
+def read_weights(_: Path | None = None) -> dict[str, Tensor]:
+    """The shipped tensors; UserError where they are damaged."""
+    tensors = load_file(WEIGHTS)
+    with safe_open(WEIGHTS, "pt") as file:
+        if sha256_tensors(tensors) != file.metadata()["sha256_tensors"]:
+            raise UserError(WEIGHTS, None, "is damaged (its tensors do not give its hash); reinstall fewstep")
+    return tensors
+
+
+def open_network(tensors: dict[str, Tensor], device: torch.device) -> OpenNetwork:
+    """The classifier's features; its ten logits are not those of the Inception Score."""
+    network = DigitsCNN()
+    network.load_state_dict(tensors)
+    return OpenNetwork(features=network.requires_grad_(False).eval().to(device), used=tensors)
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ positional embedding are those of facebookresearch/dinov2, and images are prepar
 (the paper's own code resizes them bicubically).
 """
 
-from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from torchvision.transforms.functional import normalize
 
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
+from fewstep.eval.features.extractors import OpenNetwork
 from fewstep.eval.features.weights_file import PublishedWeights
 
 ARCHITECTURE: dict[str, Any] = {"patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16}
 SIDE, PUBLISHED_SIDE = 224, 518  # pixels: of the images judged, and of those that the published positions belong to
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, of values 0..255
-CPU_BATCH = 8  # images together on a processor: bounds the memory
 WEIGHTS = PublishedWeights(
-    key="eval.dinov2_weights",
     network="DINOv2's ViT-L/14",
     owner="DINOv2",
     url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
@@ -35,33 +33,24 @@ WEIGHTS = PublishedWeights(
 )
 
 
-def load_dinov2_weights(path: Path | None) -> dict[str, Tensor]:
+def read_weights(path: Path | None) -> dict[str, Tensor]:
     """The tensors that the features depend on, names and shapes checked; from the user's file, or the download.
 
     The token that stands for masked patches in training is left out: features have no masks.
     UserError: timm is not installed; the file is missing, cannot be fetched or read, or is of another network.
     """
     network = _vision_transformer(PUBLISHED_SIDE)
-    path = WEIGHTS.find(path)
-    tensors = WEIGHTS.read(path)
-    tensors.pop("mask_token", None)
-    WEIGHTS.check(path, tensors, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
-    return tensors
+    return WEIGHTS.read(path, network, unused="mask_token")
 
 
-def dinov2_network(tensors: dict[str, Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """uint8 [N, 3, H, W] on `device` -> normalised class tokens [N, 1024] float32."""
+def open_network(tensors: dict[str, Tensor], device: torch.device) -> OpenNetwork:
+    """Its features are the normalised class tokens [N, 1024]."""
     positions = resized_positions(tensors["pos_embed"].float(), SIDE // ARCHITECTURE["patch_size"])
     network = _vision_transformer(SIDE)
     network.load_state_dict({**tensors, "pos_embed": positions}, assign=True)
     network.requires_grad_(False).eval().to(device, torch.float32)
     network.register_forward_pre_hook(stop_if_cancelled)
-
-    def features(images: Tensor) -> Tensor:
-        parts = images.split(CPU_BATCH if device.type == "cpu" else len(images))
-        return torch.cat([network(_prepared(part)) for part in parts])
-
-    return features
+    return OpenNetwork(features=lambda images: network(_prepared(images)), used=tensors)
 
 
 def resized_positions(positions: Tensor, side: int) -> Tensor:

@@ -1,20 +1,19 @@
 """torch-fidelity's InceptionV3 with weights that we have read and checked ourselves."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d, FeatureExtractorInceptionV3
+from torchvision.models import Inception3
 
 from fewstep.eval.cancel import stop_if_cancelled
+from fewstep.eval.features.extractors import OpenNetwork
 from fewstep.eval.features.weights_file import PublishedWeights
 
-CPU_BATCH = 8  # larger batches leave the cache: 6.2 images/s at 100 against 9.5 at 8 (two cores, AMD EPYC)
 WEIGHTS = PublishedWeights(
-    key="eval.inception_weights",
     network="torch-fidelity's InceptionV3",
     owner="Inception",
     url=URL_INCEPTION_V3,
@@ -22,33 +21,21 @@ WEIGHTS = PublishedWeights(
 )
 
 
-def inception_weights(path: Path | None) -> Path:
-    """The weights file: the user's, or torch-fidelity's download; UserError: see `PublishedWeights.find`."""
-    return WEIGHTS.find(path)
+def read_weights(path: Path | None) -> dict[str, Tensor]:
+    """The tensors of a weights file, the user's or torch-fidelity's download; UserError names what is wrong with it.
 
-
-def read_inception_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, names and shapes checked; UserError names what is wrong with it."""
-    tensors = WEIGHTS.read(path)
-    WEIGHTS.check(path, tensors, _expected_shapes())
-    return tensors
-
-
-def _expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torch-fidelity's network: those of torchvision's without auxiliary logits."""
-    from torchvision.models import Inception3
-
+    torch-fidelity's network has the names and shapes of torchvision's without auxiliary logits.
+    """
     with torch.device("meta"):
         network = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return WEIGHTS.read(path, network)
 
 
-def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """uint8 [N, 3, H, W] on `device` -> pooled features [N, 2048] float32.
+def open_network(tensors: dict[str, Tensor], device: torch.device) -> OpenNetwork:
+    """Its features are the pooled ones [N, 2048]; its logits [N, 1008] are those of the Inception Score, without bias.
 
     torch-fidelity unpickles what it is given, so it gets a file that we wrote from the checked tensors. Each batch
-    norm is folded into its convolution, and on a processor few images at a time pass through channels_last memory:
-    features stay equal to 1e-5.
+    norm is folded into its convolution, and memory is channels_last: features stay equal to 1e-5.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inception.pth"
@@ -60,18 +47,7 @@ def inception_network(tensors: dict[str, Tensor], device: torch.device) -> Calla
             block.add_module("bn", torch.nn.Identity())
     network = network.to(device).to(memory_format=torch.channels_last)
     network.register_forward_pre_hook(stop_if_cancelled)
-
-    def features(images: Tensor) -> Tensor:
-        parts = images.split(CPU_BATCH if device.type == "cpu" else len(images))
-        return torch.cat([network(part)[0] for part in parts])
-
-    return features
-
-
-def inception_logits(tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor] | None:
-    """Pooled features [N, 2048] -> logits [N, 1008] float32 without bias, those of the Inception Score.
-
-    None where the file has zeros in their place: weights cut at the pooling layer.
-    """
+    reach_pool = {k: v for k, v in tensors.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
     weight = tensors["fc.weight"].float()
-    return (lambda features: features @ weight.T) if bool(weight.any()) else None
+    logits = (lambda features: features @ weight.T) if bool(weight.any()) else None  # zeros: cut at the pooling layer
+    return OpenNetwork(features=lambda images: network(images)[0], used=reach_pool, logits=logits)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.eval.features.digits_cnn import DigitsCNN, digits
-from fewstep.eval.features.extractors import DIGITS_CNN_WEIGHTS, sha256_tensors
+from fewstep.eval.features.digits_cnn import WEIGHTS, DigitsCNN, digits
+from fewstep.eval.features.extractors import sha256_tensors
 from fewstep.files import write_bytes
 
 EPOCHS, BATCH, NOISE = 80, 64, 16.0  # noise: standard deviation in grey levels of 0..255
@@ -76,4 +76,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DIGITS_CNN_WEIGHTS)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else WEIGHTS)

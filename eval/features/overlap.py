@@ -20,7 +20,6 @@ from fewstep.eval.interfaces import ImageSource
 from fewstep.progress import ProgressLine
 
 MOST_THREADS = 4
-EXTRACTED = 100  # images at once in the extractor
 
 Store = Callable[[slice, Tensor, Tensor], None]
 
@@ -53,7 +52,7 @@ def each_batch(source: ImageSource, extractor: Extractor, batch_size: int, what:
 
 def _batch(source: ImageSource, extractor: Extractor, start: int, size: int) -> tuple[int, Tensor, Tensor]:
     images = source.images(start, start + size)
-    return start, images, torch.cat([extractor(part) for part in images.split(EXTRACTED)])
+    return start, images, extractor(images)
 
 
 @contextmanager

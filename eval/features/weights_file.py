@@ -1,69 +1,62 @@
 """Weights of a feature extractor: found or fetched, read without running code, checked by name and shape."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.array_file import read_tensors
+
+KEY, READ_AS = "eval.weights", "safetensors or as a .pth of tensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
     """The weights that a network is published with.
 
-    `key` is the configuration key that names a file with them, `network` and `owner` are the network's full and short
-    name, `sha256` is that of the file at `url`, or its beginning.
+    `network` and `owner` are its full and short name, `sha256` is that of the file at `url`, or its beginning.
     """
 
-    key: str
     network: str
     owner: str
     url: str
     sha256: str
 
-    def find(self, path: Path | None) -> Path:
-        """The weights file: the user's, or the published one, fetched into torch's hub folder if not there.
+    def read(self, path: Path | None, network: nn.Module, unused: str = "") -> dict[str, Tensor]:
+        """The tensors of a file by name, on the CPU: the user's, or the published one, fetched if it is not there.
 
-        UserError: the user's file is missing; the download failed (which file, where it is looked for, and how to
-        supply it).
+        They are those of `network`, by name and shape; a tensor called `unused` is left out. UserError: the file is
+        missing, cannot be fetched or read, or holds other tensors.
         """
-        if path is not None:
-            if not path.expanduser().is_file():
-                raise UserError(self.key, str(path), f"no such file; give {self.owner} weights as .safetensors or .pth")
-            return path.expanduser()
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
-        if not cached.is_file():
-            self._download(cached)
-        return cached
+        path = self._published() if path is None else path.expanduser()
+        if not path.is_file():
+            raise UserError(KEY, str(path), f"no such file; give {self.owner} weights as .safetensors or .pth")
+        if path.suffix == ".safetensors":
+            with unreadable(KEY, f"cannot be read as {READ_AS}", str(path)):
+                tensors = load_file(path)
+        else:
+            tensors = read_tensors(KEY, path, READ_AS)
+        tensors.pop(unused, None)
+        found, expected = ({name: x.shape for name, x in each.items()} for each in (tensors, network.state_dict()))
+        if wrong := [name for name in expected | found if found.get(name) != expected.get(name)]:
+            faults = f"{len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]!r}"
+            raise UserError(KEY, str(path), f"is not {self.network}: {faults}")
+        return tensors
 
-    def _download(self, target: Path) -> None:
+    def _published(self) -> Path:
+        """The published file in torch's hub folder, fetched into it if it is not there."""
+        target = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(self.url, str(target), hash_prefix=self.sha256)
+            if not target.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(self.url, str(target), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
             remedy = (
                 f"{self.owner}'s weights {target.name} are not in {target.parent} and could not be fetched from "
-                f"{self.url} ({error}); fetch them elsewhere and pass --{self.key} PATH"
+                f"{self.url} ({error}); fetch them elsewhere and pass --{KEY} PATH"
             )
-            raise UserError(self.key, None, remedy) from None
-
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """The tensors of a file by name, on the CPU; UserError: it cannot be read, or holds something else."""
-        what = "safetensors or as a .pth of tensors"
-        if path.suffix != ".safetensors":
-            return read_tensors(self.key, path, what)
-        with unreadable(self.key, f"cannot be read as {what}", str(path)):
-            return load_file(path)
-
-    def check(self, path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-        """UserError where the tensors of a file are not those expected, by name and shape."""
-        wrong = [name for name in expected if name not in tensors or tuple(tensors[name].shape) != expected[name]]
-        wrong += [name for name in tensors if name not in expected]
-        if wrong:
-            faults = f"{len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]!r}"
-            raise UserError(self.key, str(path), f"is not {self.network}: {faults}")
+            raise UserError(KEY, None, remedy) from None
+        return target

@@ -27,16 +27,31 @@ class Neighbours:
         return (self.distance <= threshold).double().mean().item()
 
 
-class Vectors:
-    """Vectors float32 [M, D], searched for the nearest one: in blocks, so that memory does not grow with N * M."""
+class TrainingFeatures:
+    """Features of training images, float32 [M, D], ready for nearest-neighbour search.
 
-    def __init__(self, vectors: Tensor, device: torch.device | str) -> None:
-        self.vectors, self.device = vectors, torch.device(device)
-        self.there = vectors.to(device)
+    `threshold` is the distance at or below which an image is a near-copy; `how` says how it was found.
+    """
+
+    distance = "feature distance"
+
+    def __init__(self, features: Tensor, device: torch.device | str = "cpu") -> None:
+        self.vectors, self.device = features, torch.device(device)
+        self.there = features.to(device)
         self.squares = self.there.square().sum(1)
+        self._calibrate(features)
+
+    def _calibrate(self, training: Tensor) -> None:
+        count = len(training)
+        sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:SAMPLE]
+        self.threshold = self.nearest(training[sample], leave_out=sample).distance.quantile(SHARE).item()
+        self.how = (
+            f"{self.distance} to the nearest of {count} training images, at or below the distance under which "
+            f"{SHARE:.0%} of {len(sample)} training images have their nearest other one"
+        )
 
     def nearest(self, x: Tensor, leave_out: Tensor | None = None) -> Neighbours:
-        """The nearest of each of float32 [N, D]; row i does not find leave_out[i].
+        """The nearest of each of float32 [N, D], in blocks; row i does not find leave_out[i].
 
         Found by float32 products, then measured exactly: near zero those products have no digits left.
         """
@@ -53,60 +68,33 @@ class Vectors:
         return Neighbours(torch.cat(found), torch.cat(exact))
 
 
-class TrainingImages:
+class TrainingImages(TrainingFeatures):
     """The training images, uint8 [M, C, H, W], ready for nearest-neighbour search in pixels.
 
     `mirrored`: the network was trained on mirrored images too, so a mirrored copy counts as a copy.
-    `threshold` is the distance at or below which an image is a near-copy.
     """
+
+    distance = "pixel distance"
 
     def __init__(self, images: Tensor, mirrored: bool, device: torch.device | str = "cpu") -> None:
         self.images, self.mirrored = images, mirrored
-        self.pixels = Vectors(_centred(images), device)
-        sample = _sample(len(images))
-        self.threshold = _threshold(self.nearest(images[sample], leave_out=sample))
-        self.how = _how("pixel distance", len(sample), len(images)) + (", mirrored images included" if mirrored else "")
+        super().__init__(_centred(images), device)
+        self.how += ", mirrored images included" if mirrored else ""
 
-    def nearest(self, images: Tensor, leave_out: Tensor | None = None) -> Neighbours:
+    def _calibrate(self, training: Tensor) -> None:
+        super()._calibrate(self.images)
+
+    def nearest(self, x: Tensor, leave_out: Tensor | None = None) -> Neighbours:
         """The nearest training image of each of uint8 [N, C, H, W]; image i does not find leave_out[i]."""
-        plain = self.pixels.nearest(_centred(images), leave_out)
+        plain = super().nearest(_centred(x), leave_out)
         if not self.mirrored:
             return plain
-        flipped = self.pixels.nearest(_centred(images.flip(-1)), leave_out)
+        flipped = super().nearest(_centred(x.flip(-1)), leave_out)
         closer = flipped.distance < plain.distance
         return Neighbours(
             torch.where(closer, flipped.index, plain.index),
             torch.where(closer, flipped.distance, plain.distance),
         )
-
-
-class TrainingFeatures:
-    """Features of training images, float32 [M, D]; `threshold` as in TrainingImages, in their own unit."""
-
-    def __init__(self, features: Tensor, device: torch.device | str = "cpu") -> None:
-        self.features = Vectors(features, device)
-        sample = _sample(len(features))
-        self.threshold = _threshold(self.features.nearest(features[sample], leave_out=sample))
-        self.how = _how("feature distance", len(sample), len(features))
-
-    def nearest(self, features: Tensor) -> Neighbours:
-        """The nearest training image of each of float32 [N, D]."""
-        return self.features.nearest(features)
-
-
-def _sample(count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:SAMPLE]
-
-
-def _threshold(others: Neighbours) -> float:
-    return others.distance.quantile(SHARE).item()
-
-
-def _how(distance: str, sampled: int, searched: int) -> str:
-    return (
-        f"{distance} to the nearest of {searched} training images, at or below the distance under which {SHARE:.0%} of "
-        f"{sampled} training images have their nearest other one"
-    )
 
 
 def _centred(images: Tensor) -> Tensor:

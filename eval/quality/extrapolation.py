@@ -5,7 +5,6 @@ at one n can be wrong. A line through the distance at several n, against 1/n, me
 that bias. The bias of the reference's own number of images stays: it is the same for every row of a table.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,17 +20,6 @@ from fewstep.eval.quality.metrics import Statistics, growing_statistics
 SIZES = 10
 
 
-@dataclass(frozen=True)
-class Extrapolated:
-    """The distance at infinitely many images, and the standard error of the line's intercept.
-
-    The subsets overlap, so the error is a little too small; the deviation over seed blocks is the better one.
-    """
-
-    distance: float
-    error: float
-
-
 class Extrapolation:
     """Distances of growing subsets to one reference; the root of its covariance is taken once."""
 
@@ -44,8 +32,12 @@ class Extrapolation:
         values, vectors = eigh(self.reference.covariance)
         return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
-    def __call__(self, features: Tensor) -> Extrapolated | None:
-        """From features [N, D]; None where N < 2 D: below D images a covariance is singular, and no line fits."""
+    def __call__(self, features: Tensor) -> tuple[float, float] | None:
+        """The distance at infinitely many images, of features [N, D], and the standard error of the line's intercept.
+
+        None where N < 2 D: below D images a covariance is singular, and no line fits. The subsets overlap, so the error
+        is a little too small; the deviation over seed blocks is the better one.
+        """
         count, dim = features.shape
         if count < 2 * dim:
             return None
@@ -53,7 +45,7 @@ class Extrapolation:
         sizes = np.linspace(count // 2, count, SIZES).round().astype(int)
         distances = [self.distance(each) for each in growing_statistics(features, order, sizes.tolist())]
         line: Any = linregress(1 / sizes, distances)  # its type has no names for its parts
-        return Extrapolated(float(line.intercept), float(line.intercept_stderr))
+        return float(line.intercept), float(line.intercept_stderr)
 
     def distance(self, generated: Statistics) -> float:
         """The Frechet distance through a symmetric matrix: torch-fidelity's to rounding, and faster."""

@@ -94,7 +94,7 @@ class Judge:
             metrics["kid"] = kernel_distance(features, real, self.kid_subset_size)
             metrics["precision"], metrics["recall"] = precision_recall(features, real)
         if (limit := self.extrapolation(features)) is not None:
-            metrics["fd_infinity"], metrics["fd_infinity_error"] = limit.distance, limit.error
+            metrics["fd_infinity"], metrics["fd_infinity_error"] = limit
         if self.logits is not None:
             metrics["inception_score"] = inception_score(features, self.logits)
         if self.training is not None:
@@ -105,18 +105,11 @@ class Judge:
 def add_block(
     quality: dict[str, Any] | None, protocol: Protocol, seed: int, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """The "quality" part of a result file with one seed block more."""
-    earlier = quality["metrics"] if quality else {}
-    seeds = [*(quality["seeds"] if quality else []), seed]
-    values = {name: [*earlier.get(name, {"values": []})["values"], value] for name, value in metrics.items()}
-    summary = {name: _summary(entries) for name, entries in values.items()}
+    """The "quality" part of a result file with one seed block more; of one block there is no standard deviation."""
+    earlier = quality or {"seeds": [], "metrics": {}}
+    summary = {}
+    for name, value in metrics.items():
+        values = [*earlier["metrics"].get(name, {"values": []})["values"], value]
+        summary[name] = {"values": values, "mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+    seeds = [*earlier["seeds"], seed]
     return {"protocol_hash": protocol.hash, "protocol": protocol.to_json(), "seeds": seeds, "metrics": summary}
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    """Mean and standard deviation over seed blocks; with one block there is no deviation to give."""
-    return {
-        "values": values,
-        "mean": fmean(values),
-        "sd": stdev(values) if len(values) > 1 else None,
-    }

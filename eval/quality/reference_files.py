@@ -44,10 +44,9 @@ def reference_extractor(path: Path) -> str | None:
 
 def _ours(path: Path, extractor: Extractor) -> Reference:
     features, provenance = read_features(path)
-    made_with = {key: provenance.pop(f"extractor_{key}", None) for key in extractor.to_json()}
     for key, ours in extractor.to_json().items():
-        if made_with[key] != ours:
-            remedy = f"was made with another extractor ({key} {made_with[key]!r}, not {ours!r}): make it again"
+        if (theirs := provenance.pop(f"extractor_{key}", None)) != ours:
+            remedy = f"was made with another extractor ({key} {theirs!r}, not {ours!r}): make it again"
             raise UserError(KEY, str(path), remedy)
     _check_features(path, features, extractor)
     return Reference(provenance, features, statistics(features))
@@ -67,8 +66,7 @@ def _torch_fidelity(path: Path, extractor: Extractor) -> Reference:
 def _npz(path: Path, extractor: Extractor) -> Reference:
     most = 8 * extractor.dim**2 + 1000  # bytes of a float64 covariance and its header
     sizes = array_sizes(KEY, path)
-    missing = [name for name in ("mu", "sigma") if name not in sizes]
-    if missing:
+    if missing := [name for name in ("mu", "sigma") if name not in sizes]:
         raise UserError(KEY, str(path), f"holds no {' and no '.join(missing)}")
     if max(sizes["mu"], sizes["sigma"]) > most:
         remedy = f"its mu or sigma is larger than {extractor.dim} features need: made with another extractor"

@@ -51,8 +51,8 @@ class Reference:
 
     provenance: {"dataset", "split", "count", "sha256"} of the images; "split" and "count" are None where only
     statistics are given, and "sha256" is then that of their file. Where the images are known, "full_range" is the
-    share of them that reach from 0 to 255. features: [M, D] float32, None where only
-    statistics are given: KID, precision and recall need features.
+    share of them that reach from 0 to 255. features: [M, D] float32, None where only statistics are given: KID,
+    precision and recall need features.
     """
 
     provenance: dict[str, Any]
@@ -88,7 +88,12 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
     provenance |= {"count": len(images), "sha256": pixels_sha256(images), "full_range": full_range_share(images)}
     key = sha256_json([provenance["sha256"], extractor.sha256, extractor.resize])[:32]
     path = cache_folder() / f"{extractor.name}-{key}.safetensors"
-    features = _read(path)
+    features = None
+    if path.is_file():
+        try:
+            features = read_features(path)[0]
+        except UserError as error:
+            logger.warning("%s; computing it again", error)
     if features is None:
         features = extract(extractor, TensorImages(images), f"reference features ({extractor.name})")
         with _cache_errors(path):
@@ -149,14 +154,3 @@ def read_provenance(path: Path) -> dict[str, Any]:
             raise UserError(path, None, "is damaged: its provenance does not give the hash stored with it")
     check_form(path, provenance, PROVENANCE)
     return provenance
-
-
-def _read(path: Path) -> Tensor | None:
-    """The features of a cache file; None when there is none, or when it is damaged, which is said."""
-    if not path.is_file():
-        return None
-    try:
-        return read_features(path)[0]
-    except UserError as error:
-        logger.warning("%s; computing it again", error)
-        return None

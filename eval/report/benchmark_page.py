@@ -5,10 +5,9 @@ from pathlib import Path
 
 from fewstep.eval.quality.protocol import slug
 from fewstep.eval.report.images import grid, image_side
-from fewstep.eval.report.notes import caveats
-from fewstep.eval.report.page import page_template, quality_plot, results_markdown
+from fewstep.eval.report.page import common, page_template, results_markdown
 from fewstep.eval.report.regression import read_measured
-from fewstep.eval.report.tables import Results, columns, mean, number, results_table_markdown, rows
+from fewstep.eval.report.tables import Results, mean, number, results_table_markdown
 from fewstep.files import write_bytes, write_json
 
 
@@ -18,26 +17,11 @@ def write_comparison(folder: Path, commands: Sequence[str]) -> str:
     results = {"format": 1, "name": "benchmark", "headline": headline(measured), "commands": list(commands), **measured}
     write_json(folder / "results.json", results)
     write_bytes(folder / "results.md", results_markdown(results).encode())
-    write_bytes(folder / "index.html", _page(folder, results).encode())
+    files = [(each, folder / "grids" / f"{slug(each['name'])}.png") for each in results["samplers"]]
+    pngs = [(sampler, file.read_bytes()) for sampler, file in files if file.is_file()]
+    grids = [(sampler, grid(png, image_side(png))) for sampler, png in pngs]
+    write_bytes(folder / "index.html", page_template("comparison.html").render(**common(results), grids=grids).encode())
     return results_table_markdown(results)
-
-
-def _page(folder: Path, results: Results) -> str:
-    grids = []
-    for sampler in results["samplers"]:
-        path = folder / "grids" / f"{slug(sampler['name'])}.png"
-        if path.is_file():
-            png = path.read_bytes()
-            grids.append((sampler, grid(png, image_side(png))))
-    return page_template("comparison.html").render(
-        results=results,
-        benchmark=results["benchmark"],
-        columns=columns(results),
-        rows=rows(results),
-        caveats=caveats(results),
-        quality_plot=quality_plot(results),
-        grids=grids,
-    )
 
 
 def headline(results: Results) -> str:

@@ -4,6 +4,7 @@ import base64
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 SIDE = 8  # images along a side of a stored grid
@@ -21,45 +22,34 @@ class Picture:
 
 def grid(png: bytes, side: int) -> Picture:
     """Square images tiled without gaps, `side` pixels each, parted by a transparent pixel for the page."""
-    tiled = _rgba(png)
-    return _picture(_parted([_row(tiled, line, side) for line in range(tiled.height // side)], side), GRID_WIDTH)
+    return _picture(tiles(png, side), GRID_WIDTH)
 
 
 def neighbours(png: bytes, side: int, columns: slice) -> Picture:
     """Some columns of neighbours.png: generated images above, the nearest training images below."""
-    tiled = _rgba(png)
-    return _picture(_parted([_row(tiled, line, side)[columns] for line in range(2)], side), NEIGHBOURS_WIDTH)
+    return _picture(tiles(png, side)[:, columns], NEIGHBOURS_WIDTH)
 
 
 def strip(png: bytes, side: int) -> Picture:
     """The first images of an 8x8 grid in one row: 16 where they fit the page at their own size, else 8."""
-    tiled = _rgba(png)
-    images = [image for line in range(2) for image in _row(tiled, line, side)]
     fit = STRIP_IMAGES if STRIP_IMAGES * (side + 1) <= STRIP_WIDTH else SIDE
-    return _picture(_parted([images[:fit]], side), STRIP_WIDTH)
+    return _picture(np.concatenate(tiles(png, side)[:2])[None, :fit], STRIP_WIDTH)
 
 
-def _rgba(png: bytes) -> Image.Image:
+def tiles(png: bytes, side: int) -> np.ndarray:
+    """The square images of a tiled PNG: uint8 [rows, columns, side, side, 4], RGBA."""
     with Image.open(io.BytesIO(png)) as image:
-        return image.convert("RGBA")
+        pixels = np.asarray(image.convert("RGBA"))
+    return pixels.reshape(-1, side, pixels.shape[1] // side, side, 4).swapaxes(1, 2)
 
 
-def _row(tiled: Image.Image, line: int, side: int) -> list[Image.Image]:
-    return [tiled.crop((x, line * side, x + side, (line + 1) * side)) for x in range(0, tiled.width, side)]
+def _picture(images: np.ndarray, limit: int) -> Picture:
+    """[rows, columns, side, side, 4], parted by a transparent pixel.
 
-
-def _parted(rows: list[list[Image.Image]], side: int) -> Image.Image:
-    """Rows of equal images with one transparent pixel between neighbours."""
-    step = side + 1
-    sheet = Image.new("RGBA", (len(rows[0]) * step - 1, len(rows) * step - 1))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * step, y * step))
-    return sheet
-
-
-def _picture(image: Image.Image, limit: int) -> Picture:
-    """Shown at the largest multiple (below 3: half multiple) of its size within `limit` CSS pixels."""
+    Shown at the largest multiple (below 3: half multiple) of its size within `limit` CSS pixels.
+    """
+    parted = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))).swapaxes(1, 2)
+    image = Image.fromarray(parted.reshape(-1, parted.shape[2] * parted.shape[3], 4)[:-1, :-1])
     scale = int(2 * limit / image.width) / 2
     scale = int(scale) if scale >= 3 else scale
     width = int(image.width * scale) if scale >= 1 else min(limit, image.width)

@@ -32,20 +32,16 @@ class RunFiles:
 
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     """Read a finished run. UserError: a file is missing, or two results have different protocols."""
-    config = read_json(_required(run_dir / "config.json", "run"))
+    config = read_json(_file(run_dir, "config.json"))
     names = config.get("students", ["student"])
     students = {f"students/{name}": "student" if name == "student" else f"student {name}" for name in names}
     stages = {"teacher": "teacher", **students, "eval": "eval"}
-    manifests = {title: read_sealed(_stage_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
-    benchmark = read_json(_stage_file(run_dir, "eval/benchmark.json"))
-    samplers = [
-        read_sealed(_stage_file(run_dir, f"eval/samplers/{slug(name)}.json")) for name in benchmark["sampler_order"]
-    ]
-    loaded = config["teacher"]["source"] != "train"
-    trained = {
-        stage: title for stage, title in stages.items() if stage != "eval" and not (loaded and stage == "teacher")
-    }
-    logs = {title: _read_log(run_dir, stage) for stage, title in trained.items()}
+    manifests = {title: read_sealed(_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
+    benchmark = read_json(_file(run_dir, "eval/benchmark.json"))
+    files = [_file(run_dir, f"eval/samplers/{slug(name)}.json") for name in benchmark["sampler_order"]]
+    samplers = [read_sealed(file) for file in files]
+    untrained = ["eval"] if config["teacher"]["source"] == "train" else ["eval", "teacher"]
+    logs = {title: _read_log(run_dir, stage) for stage, title in stages.items() if stage not in untrained}
     seconds = {title: each["seconds"] + _earlier_seconds(logs.get(title, [])) for title, each in manifests.items()}
     for sampler in samplers:
         _check_protocol(run_dir, benchmark["protocol"], sampler)
@@ -56,44 +52,38 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "config": config,
             "config_hash": sha256_json(config),
             "commands": list(commands),
-            "data": read_json(_required(run_dir / "data.json", "run")),
+            "data": read_json(_file(run_dir, "data.json")),
             "stages": [{"stage": title, "seconds": seconds[title]} for title in manifests],
             "benchmark": benchmark,
             "samplers": samplers,
         },
         grids=_read_grids(run_dir, samplers),
-        real=_stage_file(run_dir, "eval/grids/real.png").read_bytes(),
-        neighbours=read_json(_stage_file(run_dir, "eval/neighbours.json")),
-        neighbours_image=_stage_file(run_dir, "eval/neighbours.png").read_bytes(),
+        real=_file(run_dir, "eval/grids/real.png").read_bytes(),
+        neighbours=read_json(_file(run_dir, "eval/neighbours.json")),
+        neighbours_image=_file(run_dir, "eval/neighbours.png").read_bytes(),
         logs=logs,
     )
 
 
 def _read_grids(run_dir: Path, samplers: Sequence[dict[str, Any]]) -> dict[str, bytes]:
-    grids = {}
-    for sampler in samplers:
-        name = f"eval/grids/{slug(sampler['name'])}.png"
-        if sampler["quality"] is not None:
-            _stage_file(run_dir, name)
-        if (run_dir / name).is_file():
-            grids[sampler["name"]] = (run_dir / name).read_bytes()
-    return grids
+    names = {sampler["name"]: f"eval/grids/{slug(sampler['name'])}.png" for sampler in samplers}
+    there = [each["name"] for each in samplers if each["quality"] or (run_dir / names[each["name"]]).is_file()]
+    return {name: _file(run_dir, names[name]).read_bytes() for name in there}
 
 
-def _required(path: Path, command: str) -> Path:
-    if not path.is_file():
-        raise UserError(path, None, f"no such file; `fewstep {command}` with this run's configuration makes it")
-    return path
-
-
-def _stage_file(run_dir: Path, name: str) -> Path:
-    """A file of a stage, or of its log."""
-    stage = name.removeprefix("logs/").removesuffix(".jsonl").partition("/")[0]
-    return _required(run_dir / name, COMMAND_OF_STAGE[stage])
+def _file(run_dir: Path, name: str) -> Path:
+    """A file of a run, of a stage or of its log."""
+    if not (run_dir / name).is_file():
+        stage = name.removeprefix("logs/").removesuffix(".jsonl").partition("/")[0]
+        command = COMMAND_OF_STAGE.get(stage, "run")
+        raise UserError(
+            run_dir / name, None, f"no such file; `fewstep {command}` with this run's configuration makes it"
+        )
+    return run_dir / name
 
 
 def _read_log(run_dir: Path, stage: str) -> list[dict[str, Any]]:
-    path = _stage_file(run_dir, f"logs/{stage}.jsonl")
+    path = _file(run_dir, f"logs/{stage}.jsonl")
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
@@ -110,15 +100,9 @@ def _check_protocol(run_dir: Path, protocol: dict[str, Any], sampler: dict[str, 
     quality = sampler["quality"]
     if quality is None or quality["protocol_hash"] == protocol["hash"]:
         return
-    field, value, expected = "protocol_hash", quality["protocol_hash"], protocol["hash"]
-    theirs = flatten(quality.get("protocol", {}))
-    for key, ours in flatten(protocol).items():
-        if key != "hash" and key in theirs and theirs[key] != ours:
-            field, value, expected = f"protocol.{key}", theirs[key], ours
-            break
-    raise UserError(
-        f"{run_dir}/eval/samplers/{slug(sampler['name'])}.json: {field}",
-        value,
-        f"differs from {expected!r} in eval/benchmark.json, so the results cannot stand in one table;"
-        " measure again with `fewstep benchmark`",
-    )
+    ours = flatten({"protocol": protocol, "protocol_hash": protocol["hash"]})
+    theirs = flatten(quality)
+    field = next(key for key in ours if key != "protocol.hash" and theirs.get(key, ours[key]) != ours[key])
+    remedy = "in eval/benchmark.json, so the results cannot stand in one table; measure again with `fewstep benchmark`"
+    where = f"{run_dir}/eval/samplers/{slug(sampler['name'])}.json: {field}"
+    raise UserError(where, theirs.get(field), f"differs from {ours[field]!r} {remedy}")

@@ -1,7 +1,5 @@
 """What a report says around its table: tiles, comparisons, caveats, made from results.json's content."""
 
-from dataclasses import dataclass
-
 from fewstep.eval.report.tables import (
     Results,
     Sampler,
@@ -17,50 +15,39 @@ from fewstep.eval.report.tables import (
     speedup,
 )
 
+Tile = tuple[str, str, str]
+"""A key number: its value, what it is, and a line of context."""
 ALWAYS_FULL_RANGE, USUAL_FULL_RANGE = 0.99, 0.8  # shares of images reaching from 0 to 255 that tell them apart
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A key number: its value, what it is, and a line of context."""
-
-    value: str
-    title: str
-    detail: str
 
 
 def tiles(results: Results) -> list[Tile]:
     """The run at a glance; a number that was not measured has no tile."""
-    student, ddpm = fastest_student(results), full_ddpm(results)
-    found = []
+    student, ddpm, found = fastest_student(results), full_ddpm(results), list[Tile]()
     if student is not None:
         ratio, timing = speedup(results, student), student["timing"]
         if ratio is not None and ddpm is not None:
             detail = f"{student['label']}, against {short_label(ddpm)}, in the same run"
-            found.append(Tile(f"{number(ratio)}×", "faster", detail))
-        found += [_quality_tile(results, sampler) for sampler in of_kind(results, "student")[:2]]
+            found.append((f"{number(ratio)}×", "faster", detail))
+        found += [_quality_tile(results, each) for each in of_kind(results, "student")[:2]]
         if timing is not None:
             per_second = number(timing["throughput"]["images_per_second"])
-            found.append(Tile(f"{number(timing['ms_per_image'])} ms", "an image", f"{per_second} images a second"))
+            found.append((f"{number(timing['ms_per_image'])} ms", "an image", f"{per_second} images a second"))
         copies = mean(student, "copies")
         if copies is not None:
             real = share(results["benchmark"]["copies"]["real_share"])
-            found.append(Tile(share(copies), "near-copies", f"{student['label']}; among real images {real}"))
+            found.append((share(copies), "near-copies", f"{student['label']}; among real images {real}"))
     seconds = sum(stage["seconds"] for stage in results["stages"])
-    found.append(Tile(duration(seconds), "from data to result", results["benchmark"]["environment"]["processor"]))
+    found.append((duration(seconds), "from data to result", results["benchmark"]["environment"]["processor"]))
     return found
 
 
 def _quality_tile(results: Results, student: Sampler) -> Tile:
-    teacher, value = best_teacher(results), mean(student, "fd")
-    metric = results["benchmark"]["metric_name"]
+    value, metric, label = mean(student, "fd"), results["benchmark"]["metric_name"], student["label"]
     if value is None:
-        return Tile("–", metric, f"{student['label']}: {student['quality_left_out']}")
-    detail = student["label"]
+        return "–", metric, f"{label}: {student['quality_left_out']}"
+    teacher = best_teacher(results)
     best = None if teacher is None else mean(teacher, "fd")
-    if best:
-        detail += f"; {number(value / best)} times the teacher’s best"
-    return Tile(number(value), metric, detail)
+    return number(value), metric, label + (f"; {number(value / best)} times the teacher’s best" if best else "")
 
 
 def comparisons(results: Results) -> list[str]:
@@ -101,16 +88,15 @@ def caveats(results: Results) -> list[str]:
 
 def _about_distance(results: Results) -> list[str]:
     benchmark = results["benchmark"]
-    name, floor, lines = benchmark["metric_name"], benchmark["floor"], []
+    name, floor = benchmark["metric_name"], benchmark["floor"]
     if floor is None:
-        n = benchmark["protocol"]["images"]
-        lines.append(
+        lines = [
             f"The reference is mean and covariance alone ({benchmark['reference']['dataset']}), so {name} is all that "
-            f"can be measured against it, without a floor. {name} of {n:,} images is too high by about c·(1/n + 1/m): "
-            "compare it only within this table."
-        )
+            f"can be measured against it, without a floor. {name} of {benchmark['protocol']['images']:,} images is too "
+            "high by about c·(1/n + 1/m): compare it only within this table."
+        ]
     else:
-        lines += [
+        lines = [
             f"{name} of {floor['n']:,} generated against {floor['m']:,} real images is too high by about "
             f"c·(1/n + 1/m): at these counts even real images would score {number(floor['fd'])}, the floor. "
             "Compare it only within this table, and read the column “minus floor” beside it.",
@@ -132,14 +118,13 @@ def _about_distance(results: Results) -> list[str]:
 def _about_range(results: Results) -> list[str]:
     """Images that were scaled by their own extremes: Frechet distances hardly see it, a reader should."""
     real = results["benchmark"]["reference"].get("full_range")
-    shares = [(sampler, mean(sampler, "full_range")) for sampler in results["samplers"]]
     if real is None or real > USUAL_FULL_RANGE:
         return []
     return [
         f"{share(value)} of the images of {sampler['label']} reach from 0 to 255, of the real ones {share(real)}: they "
         "look scaled by their own minimum and maximum."
-        for sampler, value in shares
-        if value is not None and value >= ALWAYS_FULL_RANGE
+        for sampler in results["samplers"]
+        if (value := mean(sampler, "full_range")) is not None and value >= ALWAYS_FULL_RANGE
     ]
 
 
@@ -168,17 +153,14 @@ def _about_timing(results: Results) -> list[str]:
         f"{environment['threads']} threads), noise in to finished images out. Latency is of one image at a "
         "time, images/s of the best batch size, and speedup is the ratio of images/s."
     ]
-    part = [min(timing[key]["evaluations_timed"] for key in ("latency_ms", "throughput")) for _, timing in timed]
-    counts = [(sampler["label"], count, sampler["nfe"]) for (sampler, _), count in zip(timed, part, strict=True)]
-    long = [f"{label} ({count:,} of {nfe:,})" for label, count, nfe in counts if count < nfe]
-    if long:
-        parts = "; ".join(long)
-        lines.append(f"Too long to be timed whole, so timed over some network evaluations and scaled to all: {parts}.")
-    paced = [
-        f"{sampler['label']} (× {number(timing['pace']['factor'])})" for sampler, timing in timed if timing["pace"]
-    ]
-    if paced:
-        lines.append(f"Timed after the rest, and scaled by the pace of a sampler timed both times: {'; '.join(paced)}.")
+    parts = [min(timing[key]["evaluations_timed"] for key in ("latency_ms", "throughput")) for _, timing in timed]
+    long = [f"{s['label']} ({n:,} of {s['nfe']:,})" for (s, _), n in zip(timed, parts, strict=True) if n < s["nfe"]]
+    paced = [f"{s['label']} (× {number(timing['pace']['factor'])})" for s, timing in timed if timing["pace"]]
+    for text, which in (
+        ("Too long to be timed whole, so timed over some network evaluations and scaled to all", long),
+        ("Timed after the rest, and scaled by the pace of a sampler timed both times", paced),
+    ):
+        lines += [f"{text}: {'; '.join(which)}."] if which else []
     if any(timing["latency_ms"]["p90"] is None for _, timing in timed):
         lines.append("Where p90 is missing, fewer than 10 runs were timed.")
     return lines

@@ -1,6 +1,6 @@
 """`report/`, from a run's files alone: index.html for people, results.md, results.json for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ import jinja2
 
 from fewstep.errors import unreadable
 from fewstep.eval.report import plots
-from fewstep.eval.report.images import grid, image_side, neighbours, strip
+from fewstep.eval.report.images import Picture, grid, image_side, neighbours, strip
 from fewstep.eval.report.inputs import RunFiles, read_run
 from fewstep.eval.report.notes import caveats, comparisons, tiles
 from fewstep.eval.report.tables import (
     Results,
+    Sampler,
     best_teacher,
     columns,
     counted,
@@ -21,7 +22,6 @@ from fewstep.eval.report.tables import (
     headline,
     markdown_text,
     number,
-    of_kind,
     results_table_markdown,
     rows,
     short_label,
@@ -51,25 +51,8 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
 
 def results_markdown(results: Results) -> str:
     """results.md: headline, table, and what is needed to make and to judge it."""
-    benchmark = results["benchmark"]
-    environment = benchmark["environment"]
-    where = f"{environment['device']}, {environment['processor']}, {environment['threads']} threads"
-    return "\n".join(
-        [
-            f"# {markdown_text(results['name'])}",
-            "",
-            f"**{markdown_text(results['headline'])}**",
-            "",
-            results_table_markdown(results),
-            f"Protocol `{benchmark['protocol']['hash']}`; {markdown_text(where)}.",
-            "",
-            *(f"- {markdown_text(note)}" for note in caveats(results)),
-            "",
-            "Made by:",
-            "",
-            *(f"    {command}" for command in results["commands"]),
-            "",
-        ]
+    return page_template("results.md").render(
+        results=results, benchmark=results["benchmark"], caveats=caveats(results), table=results_table_markdown(results)
     )
 
 
@@ -77,26 +60,35 @@ def page_template(name: str) -> jinja2.Template:
     """One of the shipped page templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fewstep.eval.report", "templates"),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(number=number, duration=duration, counted=counted, flatten=flatten)
+    environment.filters.update(
+        number=number, duration=duration, counted=counted, flatten=flatten, markdown=markdown_text
+    )
     return environment.get_template(name)
+
+
+def common(results: Results) -> dict[str, Any]:
+    """What the templates of both pages show."""
+    return {
+        "results": results,
+        "benchmark": results["benchmark"],
+        "columns": columns(results),
+        "rows": rows(results),
+        "caveats": caveats(results),
+        "quality_plot": _quality_plot(results),
+    }
 
 
 def _page(run: RunFiles, results: Results) -> str:
     return page_template("report.html").render(
-        results=results,
-        benchmark=results["benchmark"],
+        **common(results),
         tiles=tiles(results),
-        columns=columns(results),
-        rows=rows(results),
         comparisons=comparisons(results),
-        caveats=caveats(results),
-        quality_plot=quality_plot(results),
         curves_plot=plots.training_curves(run.logs),
         total_seconds=sum(stage["seconds"] for stage in results["stages"]),
         neighbours=_neighbours(run),
@@ -107,49 +99,37 @@ def _page(run: RunFiles, results: Results) -> str:
 def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:
     """strips: the same noise through each sampler; grids: the same ones whole; others: the rest, folded."""
     best, side = best_teacher(results), image_side(run.real)
-    shown = [sampler for sampler in of_kind(results, "student") if sampler["name"] in run.grids]
-    shown += [] if best is None else [best]
-    folded = [s for s in results["samplers"] if s["name"] in run.grids and s not in shown]
-    return {
-        "strips": [(sampler, strip(run.grids[sampler["name"]], side)) for sampler in shown],
-        "grids": [(sampler, grid(run.grids[sampler["name"]], side)) for sampler in shown],
-        "others": [(sampler, grid(run.grids[sampler["name"]], side)) for sampler in folded],
-        "real": grid(run.real, side),
-    }
+    there = [sampler for sampler in results["samplers"] if sampler["name"] in run.grids]
+    shown = [sampler for sampler in there if sampler["kind"] == "student"] + ([best] if best else [])
+
+    def of(samplers: list[Sampler], cut: Callable[[bytes, int], Picture]) -> list[tuple[Sampler, Picture]]:
+        return [(sampler, cut(run.grids[sampler["name"]], side)) for sampler in samplers]
+
+    others = of([sampler for sampler in there if sampler not in shown], grid)
+    return {"strips": of(shown, strip), "grids": of(shown, grid), "others": others, "real": grid(run.real, side)}
 
 
 def _neighbours(run: RunFiles) -> dict[str, Any]:
     """Whose images, the threshold of a near-copy, and the columns by how they were picked."""
-    columns, side, parts = run.neighbours["columns"], image_side(run.real), []
-    start = 0
-    for picked, group in groupby(columns, key=lambda column: column["picked"]):
+    start, parts = 0, []
+    for picked, group in groupby(run.neighbours["columns"], key=lambda column: column["picked"]):
         distances = [column["distance"] for column in group]
-        picture = neighbours(run.neighbours_image, side, slice(start, start + len(distances)))
+        columns = slice(start, start := start + len(distances))
+        picture = neighbours(run.neighbours_image, image_side(run.real), columns)
         parts.append({"picked": picked, "distances": distances, "picture": picture})
-        start += len(distances)
     labels = {sampler["name"]: sampler["label"] for sampler in run.results["samplers"]}
-    return {
-        "label": labels[run.neighbours["sampler"]],
-        "threshold": run.neighbours["threshold"],
-        "parts": parts,
-    }
+    return {"label": labels[run.neighbours["sampler"]], "threshold": run.neighbours["threshold"], "parts": parts}
 
 
-def quality_plot(results: Results) -> str | None:
+def _quality_plot(results: Results) -> str | None:
     """The plot of all samplers with both quality and time, or None where there are none."""
+    shown = [sampler for sampler in results["samplers"] if sampler["quality"] and sampler["timing"]]
+    if not shown:
+        return None
+    fds = [sampler["quality"]["metrics"]["fd"] for sampler in shown]
     points = [
-        plots.Point(
-            label=short_label(sampler),
-            kind=sampler["kind"],
-            ms=sampler["timing"]["ms_per_image"],
-            fd=sampler["quality"]["metrics"]["fd"]["mean"],
-            sd=sampler["quality"]["metrics"]["fd"]["sd"],
-        )
-        for sampler in results["samplers"]
-        if sampler["quality"] is not None and sampler["timing"] is not None
+        plots.Point(short_label(sampler), sampler["kind"], sampler["timing"]["ms_per_image"], fd["mean"], fd["sd"])
+        for sampler, fd in zip(shown, fds, strict=True)
     ]
     benchmark = results["benchmark"]
-    if not points:
-        return None
-    floor = benchmark["floor"]
-    return plots.quality_against_time(points, benchmark["metric_name"], floor and floor["fd"])
+    return plots.quality_against_time(points, benchmark["metric_name"], benchmark["floor"] and benchmark["floor"]["fd"])

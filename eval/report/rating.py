@@ -6,32 +6,30 @@ first is a preference rate, to the second a fooling rate; half is what equally g
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.images import grid
-from fewstep.files import read_json
+from fewstep.eval.report.page import page_template
+from fewstep.files import read_json, sha256_json
 
-RIVALS = ("teacher", "real")
 TITLES = {
     "teacher": "the student preferred to its teacher",
     "real": "the student taken for real against real images",
 }
+RIVALS = tuple(TITLES)
 CONFIDENCE = 0.95
-_LARGEST_FILE = 10_000_000  # bytes
+ANSWERS = {"format": int, "page": str, "rater": str, "answers": [{"rival": str, "chose": str}]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rate:
     """How often raters chose the student against one rival: a share with its 95 % Wilson interval."""
 
@@ -51,29 +49,20 @@ class Rate:
 def rating_page(name: str, student: Tensor, rivals: dict[str, Tensor], seed: int) -> str:
     """The page as HTML that needs no server and no network.
 
-    student: uint8 [N, C, H, W]. rivals: {"teacher": uint8 [K, C, H, W], "real": ...}; pair k of a rival shows the
-    student's image k, for "real" counted on from the last of the teacher's. Order and sides are drawn by `seed`.
+    student: uint8 [N, C, H, W], one for each of rivals: {"teacher": uint8 [K, C, H, W], "real": [N - K, C, H, W]}.
+    Order and sides are drawn by `seed`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    pairs, start = [], 0
-    for rival in RIVALS:
-        for index, image in enumerate(rivals.get(rival, [])):
-            sides = [("student", student[start + index]), (rival, image)]
-            flip = bool(torch.randint(2, (1,), generator=generator))
-            left, right = sides[::-1] if flip else sides
-            pairs.append({"rival": rival, "left": left[0], "images": [_png(left[1]), _png(right[1])]})
-        start += len(rivals.get(rival, []))
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    pairs = [pairs[index] for index in order]
-    side = student.shape[-1]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fewstep.eval.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = sha256(json.dumps(pairs).encode()).hexdigest()
+    generator, pairs = torch.Generator().manual_seed(seed), []
+    against = [(rival, image) for rival in RIVALS for image in rivals[rival]]
+    for ours, (rival, image) in zip(student, against, strict=True):
+        sides = [("student", ours), (rival, image)]
+        flip = bool(torch.randint(2, (1,), generator=generator))
+        left, right = sides[::-1] if flip else sides
+        pairs.append({"rival": rival, "left": left[0], "images": [_png(left[1]), _png(right[1])]})
+    pairs = [pairs[index] for index in torch.randperm(len(pairs), generator=generator)]
+    page, side = sha256_json(pairs), student.shape[-1]
     shown = side * max(1, 320 // side)
-    return environment.get_template("rate.html").render(name=name, page=page, pairs=pairs, shown=shown)
+    return page_template("rate.html").render(name=name, page=page, pairs=pairs, shown=shown)
 
 
 def collect(files: Sequence[Path]) -> tuple[list[Rate], list[str]]:
@@ -90,23 +79,12 @@ def collect(files: Sequence[Path]) -> tuple[list[Rate], list[str]]:
         if value["rater"] in answers:
             remarks.append(f"{path}: the same rating is in an earlier file, counted once")
         answers[value["rater"]] = value
-    rates = []
+    pairs, rates = [answer for value in answers.values() for answer in value["answers"]], []
     for rival in RIVALS:
-        chosen = [
-            a["chose"] == "student" for value in answers.values() for a in value["answers"] if a["rival"] == rival
-        ]
+        chosen = [answer["chose"] == "student" for answer in pairs if answer["rival"] == rival]
         if chosen:
             interval = binomtest(sum(chosen), len(chosen)).proportion_ci(CONFIDENCE, method="wilson")
-            rates.append(
-                Rate(
-                    rival=rival,
-                    chosen=sum(chosen),
-                    shown=len(chosen),
-                    raters=len(answers),
-                    low=float(interval.low),
-                    high=float(interval.high),
-                )
-            )
+            rates.append(Rate(rival, sum(chosen), len(chosen), len(answers), float(interval.low), float(interval.high)))
     if not rates:
         raise UserError(files[0], None, "holds no answers yet")
     return rates, remarks
@@ -128,14 +106,8 @@ def _png(image: Tensor) -> str:
 
 
 def _read_answers(path: Path) -> dict[str, Any]:
-    if path.is_file() and path.stat().st_size > _LARGEST_FILE:
-        raise UserError(path, None, "is too large for answers of a rating page")
-    value = read_json(path)
-    answers = value.get("answers") if isinstance(value, dict) else None
-    texts = isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("page", "rater"))
-    sound = isinstance(answers, list) and all(
-        isinstance(a, dict) and a.get("rival") in RIVALS and a.get("chose") in ("student", a["rival"]) for a in answers
-    )
-    if not texts or not sound or value.get("format") != 1:
+    value = read_json(path, ANSWERS)
+    sound = all(a["rival"] in RIVALS and a["chose"] in ("student", a["rival"]) for a in value["answers"])
+    if not sound or value["format"] != 1:
         raise UserError(path, None, "holds no answers of a fewstep rating page")
     return value

@@ -6,6 +6,7 @@
 Run it in the repository's root (`make readme` does the second).
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from fewstep.errors import UserError
 from fewstep.eval.quality.protocol import slug
+from fewstep.eval.report.images import image_side, tiles
 from fewstep.eval.report.tables import best_teacher, results_table_markdown
 from fewstep.files import read_json
 
@@ -26,10 +28,9 @@ _IMAGES, _ENLARGED, _LABEL = 16, 6, 190
 
 def keep(run: Path) -> Path:
     """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~."""
-    results = read_json(run / "report" / "results.json")
-    folder = RESULTS / results["name"]
-    folder.mkdir(parents=True, exist_ok=True)
     text = (run / "report" / "results.json").read_text(encoding="utf-8")
+    folder = RESULTS / json.loads(text)["name"]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
     shutil.copytree(run / "eval" / "grids", folder / "grids", dirs_exist_ok=True)
     return folder
@@ -71,20 +72,16 @@ def draw(results: dict[str, Any], grids: Path) -> Image.Image:
     """Rows of images from the same noise: the teacher's best sampler, the student at each step count."""
     best = best_teacher(results)
     shown = [sampler for sampler in results["samplers"] if sampler["kind"] == "student" or sampler == best]
-    rows = []
-    for sampler in shown:
-        with Image.open(grids / f"{slug(sampler['name'])}.png") as tiled:
-            rows.append((sampler["label"], tiled.convert("L" if tiled.mode == "L" else "RGB").copy()))
-    side = rows[0][1].width // 8
+    files = [(grids / f"{slug(sampler['name'])}.png").read_bytes() for sampler in shown]
+    side = image_side(files[0])
     cell = side * _ENLARGED + 2
-    picture = Image.new("RGB", (_LABEL + _IMAGES * cell, len(rows) * cell), "white")
+    picture = Image.new("RGB", (_LABEL + _IMAGES * cell, len(shown) * cell), "white")
     pen = ImageDraw.Draw(picture)
-    for line, (label, tiled) in enumerate(rows):
-        pen.text((6, line * cell + cell // 2), label, fill="black", anchor="lm", font_size=15)
-        for index in range(_IMAGES):
-            x, y = index % 8 * side, index // 8 * side
-            image = tiled.crop((x, y, x + side, y + side)).resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
-            picture.paste(image, (_LABEL + index * cell, line * cell))
+    for line, (sampler, png) in enumerate(zip(shown, files, strict=True)):
+        pen.text((6, line * cell + cell // 2), sampler["label"], fill="black", anchor="lm", font_size=15)
+        for index, image in enumerate(tiles(png, side).reshape(-1, side, side, 4)[:_IMAGES]):
+            enlarged = Image.fromarray(image.repeat(_ENLARGED, 0).repeat(_ENLARGED, 1))
+            picture.paste(enlarged, (_LABEL + index * cell, line * cell))
     return picture
 
 

@@ -10,24 +10,19 @@ from scipy.stats import ttest_ind, ttest_rel
 from fewstep.errors import UserError
 from fewstep.eval.quality.protocol import Protocol, check_same, slug
 from fewstep.eval.report.tables import number
-from fewstep.files import check_form, read_json, read_sealed
+from fewstep.files import read_json, read_sealed
 
 SIGNIFICANT = 0.05
-METRICS = {  # 1: more is better
-    "fd": -1,
-    "kid": -1,
-    "precision": 1,
-    "recall": 1,
-    "inception_score": 1,
-    "copies": -1,
-    "copies_in_features": -1,
-}
 TITLES = {  # that of "fd" is the metric's own
+    "fd": "{metric}",
     "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
     "inception_score": "Inception Score",
     "copies": "near-copies",
     "copies_in_features": "near-copies in features",
 }
+MORE_IS_BETTER = ("precision", "recall", "inception_score")
 RESULTS: dict[str, Any] = {  # what a comparison needs of results.json
     "benchmark": {
         "protocol": {"reference": {}, "extractor": {}, "images": int, "encoding": str, "hash": str},
@@ -56,7 +51,7 @@ class Change:
     @property
     def worse_by(self) -> float:
         """The change for the worse as a share of the earlier value's size; negative: it got better."""
-        difference = -METRICS[self.metric] * (self.now - self.before)
+        difference = (self.now - self.before) * (-1 if self.metric in MORE_IS_BETTER else 1)
         return difference / abs(self.before) if self.before else (float("inf") if difference > 0 else -difference)
 
     @property
@@ -78,11 +73,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results.json; UserError where the file is missing or is no such file."""
     if not path.is_file():
         raise UserError("--against", str(path), "no such file; give the report/results.json of an earlier run")
-    value = read_json(path)
-    if not isinstance(value, dict) or not {"benchmark", "samplers"} <= value.keys():
-        raise UserError("--against", str(path), "is not the results.json of a report")
-    check_form(path, value, RESULTS)
-    return value
+    return read_json(path, RESULTS)
 
 
 def read_measured(folder: Path) -> dict[str, Any]:
@@ -105,18 +96,15 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
         quality, old = sampler["quality"], earlier.get(sampler["name"])
         if not quality or not old:
             continue
-        for metric in METRICS.keys() & quality["metrics"].keys() & old["metrics"].keys():
-            values = [part["metrics"][metric]["values"] for part in (old, quality)]
-            means = [part["metrics"][metric]["mean"] for part in (old, quality)]
-            paired = old["seeds"] == quality["seeds"] and len(values[0]) == len(values[1])
-            p = _significance(*values, paired=paired)
-            changes.append(Change(sampler=sampler["name"], metric=metric, before=means[0], now=means[1], p=p))
+        for metric in (name for name in TITLES if name in quality["metrics"] and name in old["metrics"]):
+            a, b = old["metrics"][metric], quality["metrics"][metric]
+            paired = old["seeds"] == quality["seeds"] and len(a["values"]) == len(b["values"])
+            p = _significance(a["values"], b["values"], paired=paired)
+            changes.append(Change(sampler=sampler["name"], metric=metric, before=a["mean"], now=b["mean"], p=p))
     if not changes:
         remedy = f"judges none of {', '.join(sampler['name'] for sampler in now['samplers'])}: nothing to compare"
         raise UserError("--against", None, remedy)
-    order = list(METRICS)
-    names = [sampler["name"] for sampler in now["samplers"]]
-    return sorted(changes, key=lambda change: (names.index(change.sampler), order.index(change.metric)))
+    return changes
 
 
 def _significance(before: Sequence[float], now: Sequence[float], *, paired: bool) -> float | None:
@@ -134,16 +122,13 @@ def _significance(before: Sequence[float], now: Sequence[float], *, paired: bool
 
 def comparison_text(changes: Sequence[Change], metric_name: str, bound: float) -> list[str]:
     """The comparison as lines of a table for a terminal, and a last line with what regressed."""
-    titles = {"fd": metric_name, **TITLES}
     rows = [("sampler", "metric", "before", "now", "p", "")]
     for change in changes:
         p = "-" if change.p is None else number(change.p, 2)
-        title, before, now = titles.get(change.metric, change.metric), number(change.before), number(change.now)
-        rows.append((change.sampler, title, before, now, p, change.verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        title = TITLES[change.metric].format(metric=metric_name)
+        rows.append((change.sampler, title, number(change.before), number(change.now), p, change.verdict))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    regressed = [change for change in changes if change.regressed(bound)]
-    if regressed:
-        worst = ", ".join(f"{change.sampler} by {100 * change.worse_by:.1f} %" for change in regressed)
-        return [*lines, f"regression beyond {100 * bound:g} % in {metric_name}: {worst}"]
-    return [*lines, f"no regression beyond {100 * bound:g} % in {metric_name}"]
+    worst = [f"{each.sampler} by {100 * each.worse_by:.1f} %" for each in changes if each.regressed(bound)]
+    found = f"regression beyond {100 * bound:g} % in {metric_name}"
+    return [*lines, f"{found}: {', '.join(worst)}" if worst else f"no {found}"]

@@ -1,7 +1,6 @@
 """A report's numbers in words: formats, headline, table, made from results.json's content."""
 
 import html
-from dataclasses import dataclass
 from typing import Any
 
 Results = dict[str, Any]
@@ -50,12 +49,12 @@ def spread(metric: dict[str, Any] | None) -> str:
     """Mean ± standard deviation over seed blocks; the mean alone where one block gives no interval."""
     if metric is None:
         return NONE
-    if metric["sd"] is None:
-        return number(metric["mean"])
-    decimals = len(number(metric["mean"]).partition(".")[2])
-    if "e" in number(metric["mean"]) or 0 < metric["sd"] < 0.5 * 10**-decimals:
-        return f"{number(metric['mean'])} ± {number(metric['sd'], 1)}"
-    return f"{number(metric['mean'])} ± {metric['sd']:,.{decimals}f}"
+    text, sd = number(metric["mean"]), metric["sd"]
+    if sd is None:
+        return text
+    decimals = len(text.partition(".")[2])
+    tiny = "e" in text or 0 < sd < 0.5 * 10**-decimals
+    return f"{text} ± {number(sd, 1) if tiny else f'{sd:,.{decimals}f}'}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -110,25 +109,16 @@ def headline(results: Results) -> str:
     student, teacher, ddpm = fastest_student(results), best_teacher(results), full_ddpm(results)
     if student is None:
         return f"{results['name']}: no student’s quality was measured."
-    nfe = student["nfe"]
-    count = WORDS[nfe] if nfe < len(WORDS) else f"{nfe:,}"
-    start = f"{count} network evaluation{'' if nfe == 1 else 's'}"
-    quality = f"{results['benchmark']['metric_name']} {number(student['quality']['metrics']['fd']['mean'])}"
+    nfe, start = student["nfe"], counted(student["nfe"], "network evaluation")
+    start = start.replace(str(nfe), WORDS[nfe]) if nfe < len(WORDS) else start
+    fd = [number(sampler["quality"]["metrics"]["fd"]["mean"]) for sampler in (student, teacher) if sampler]
+    quality = f"{results['benchmark']['metric_name']} {fd[0]}"
     if teacher is not None:
-        best = number(teacher["quality"]["metrics"]["fd"]["mean"])
-        quality += f" against the teacher’s best {best} ({short_label(teacher)})"
+        quality += f" against the teacher’s best {fd[1]} ({short_label(teacher)})"
     ratio = speedup(results, student)
     if ddpm is None or ratio is None:
         return f"{start}: {quality}."
     return f"{start} instead of {ddpm['nfe']:,}: {number(ratio)}× faster than DDPM, at {quality}."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sampler's line of the table, as text."""
-
-    sampler: Sampler
-    cells: tuple[str, ...]
 
 
 def columns(results: Results) -> tuple[str, ...]:
@@ -136,35 +126,32 @@ def columns(results: Results) -> tuple[str, ...]:
     return tuple(column.format(metric=results["benchmark"]["metric_name"]) for column in COLUMNS)
 
 
-def rows(results: Results) -> list[Row]:
-    """The table, a row a sampler."""
-    return [Row(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
+def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
+    """The table, a row a sampler, its cells as text."""
+    return [(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
 
 
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
     metrics = (sampler["quality"] or {}).get("metrics", {})
     copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
+    latency = [timing["latency_ms"][key] for key in ("median", "p90")] if timing else []
+    median, p90 = [None if ms is None else number(ms) for ms in latency] or (NONE, None)
     return (
         sampler["label"],
         NONE if sampler["nfe"] is None else f"{sampler['nfe']:,}",
         *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
         NONE if copies is None else share(copies),
-        NONE if timing is None else _latency(timing["latency_ms"]),
+        median if p90 is None else f"{median} ({p90})",
         NONE if timing is None else number(timing["throughput"]["images_per_second"]),
         NONE if ratio is None else f"{number(ratio)}×",
     )
-
-
-def _latency(latency: dict[str, Any]) -> str:
-    median = number(latency["median"])
-    return median if latency["p90"] is None else f"{median} ({number(latency['p90'])})"
 
 
 def results_table_markdown(results: Results) -> str:
     """The table in GitHub's markdown, the one that results.md and a README show."""
     head = [markdown_text(text) for text in columns(results)]
     lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(markdown_text(cell) for cell in row.cells) + " |" for row in rows(results)]
+    lines += ["| " + " | ".join(markdown_text(cell) for cell in cells) + " |" for _, cells in rows(results)]
     return "\n".join(lines) + "\n"
 
 

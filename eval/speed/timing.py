@@ -6,14 +6,15 @@ the same number of runs at the same batch sizes: of one that is too long, each r
 evaluations, from the start of the first one, and the time of all of them follows from it.
 """
 
-import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -120,13 +121,10 @@ class Clock:
 
 def latency_summary(ms: Sequence[float]) -> dict[str, Any]:
     """Median, p90 from 10 runs on, p99 from 100 runs on; fewer runs: None, not a guess."""
-    ordered, runs = sorted(ms), len(ms)
-    return {
-        "median": statistics.median(ordered),
-        "p90": ordered[math.ceil(0.9 * runs) - 1] if runs >= 10 else None,
-        "p99": ordered[math.ceil(0.99 * runs) - 1] if runs >= 100 else None,
-        "runs": runs,
-    }
+    p90, p99 = np.percentile(ms, (90, 99), method="inverted_cdf").tolist()
+    runs = len(ms)
+    enough = {"p90": p90 if runs >= 10 else None, "p99": p99 if runs >= 100 else None}
+    return {"median": statistics.median(ms), **enough, "runs": runs}
 
 
 def measure(samplers: Sequence[Sampler], device: torch.device, limits: Limits) -> list[Clock]:
@@ -184,11 +182,10 @@ def _probe(clock: Clock, batch_sizes: Sequence[int], most: float) -> dict[int, f
 
 def _by_network(clocks: list[Clock]) -> list[list[Clock]]:
     """The clocks of each network in each way of running it, that of fewest evaluations first."""
-    networks: dict[tuple[object, ...], list[Clock]] = {}
+    networks = defaultdict[tuple[object, ...], list[Clock]](list)
     for clock in sorted(clocks, key=lambda clock: clock.sampler.nfe):
         sampler = clock.sampler
-        key = (type(sampler), clock.device, sampler.shape, sampler.network_parameters)
-        networks.setdefault(key, []).append(clock)
+        networks[type(sampler), clock.device, sampler.shape, sampler.network_parameters].append(clock)
     return list(networks.values())
 
 
@@ -198,17 +195,15 @@ def _throughput(clocks: list[Clock]) -> None:
             if clock.device.type != "cuda":
                 clock.run(clock.many)
                 continue
-            others = torch.cuda.memory_allocated(clock.device) - _weights_bytes(clock.sampler)
+            weights = [
+                each for network in clock.sampler.networks for each in (*network.parameters(), *network.buffers())
+            ]
+            others = torch.cuda.memory_allocated(clock.device) - sum(each.nbytes for each in weights)
             torch.cuda.reset_peak_memory_stats(clock.device)
             clock.run(clock.many)
             peak = (torch.cuda.max_memory_allocated(clock.device) - others) / 2**20
             whole = clock.many.evaluations == clock.sampler.nfe or len(clock.sampler.networks) == 1
             clock.peak_memory_mb = peak if whole else None  # a stretch ends before a decoder takes its memory
-
-
-def _weights_bytes(sampler: Sampler) -> int:
-    weights = [weight for network in sampler.networks for weight in (*network.parameters(), *network.buffers())]
-    return sum(weight.nbytes for weight in weights)
 
 
 def _meter(clocks: list[Clock]) -> None:

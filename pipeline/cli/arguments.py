@@ -54,9 +54,9 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
     if "--print_config" in rest:
         print(config_yaml(config), end="")
         return None
-    weights = config.eval.extractor_weights
+    weights = config.eval.weights
     if weights is not None and not weights.expanduser().is_file():
-        raise UserError(f"eval.{config.eval.extractor}_weights", str(weights), "no such file")
+        raise UserError("eval.weights", str(weights), "no such file")
     return config
 
 

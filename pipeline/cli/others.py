@@ -14,7 +14,7 @@ from fewstep.progress import say
 _MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
 _SEEDS = 4096
 _REFERENCE_KEYS = ["data.split", "data.image_column", "data.image_size", "data.channels"]
-_REFERENCE_KEYS += ["eval.extractor", "eval.inception_weights", "eval.dinov2_weights"]
+_REFERENCE_KEYS += ["eval.extractor", "eval.weights"]
 _REFERENCE = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
 
 SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
@@ -112,8 +112,7 @@ def reference(argv: Sequence[str]) -> None:
     judge = validated(JudgeConfig, {"extractor": "digits-cnn" if small else "inception"} | values["eval"], "eval.")
     from fewstep.pipeline.stages.reference import make_reference
 
-    weights, short = judge.extractor_weights, given.without_choices
-    make_reference(data, judge.extractor, weights, given.out, without_choices=short)
+    make_reference(data, judge.extractor, judge.weights, given.out, without_choices=given.without_choices)
 
 
 def presets(argv: Sequence[str]) -> None:

@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from fewstep.errors import UserError
+from fewstep.eval.features.table import EXTRACTORS
 from fewstep.pipeline.sampling.grammar import SOLVERS, STEPS, SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 
-Extractor = Literal["digits-cnn", "inception", "dinov2"]
-FEATURES = {"digits-cnn": 64, "inception": 2048, "dinov2": 1024}
 DIGITS_SHAPE = (1, 8, 8)
 
 Count = Annotated[int, Field(ge=1)]
@@ -197,24 +196,19 @@ class StudentConfig(Section):
 class JudgeConfig(Section):
     """The network whose features quality is measured by."""
 
-    extractor: Extractor = Field(
-        description="digits-cnn (shipped, 8x8 grey only), inception (FID) or dinov2 (FD-DINOv2)"
+    extractor: str = Field(
+        pattern=f"^({'|'.join(EXTRACTORS)})$",
+        title=f"one of {', '.join(EXTRACTORS)}",
+        description=", ".join(f"{name} ({each.about})" for name, each in EXTRACTORS.items()),
     )
-    inception_weights: Path | None = no_number(None, description="file of the Inception weights; null: downloaded")
-    dinov2_weights: Path | None = no_number(None, description="file of the DINOv2 ViT-L/14 weights; null: downloaded")
+    weights: Path | None = no_number(None, description="file of the extractor's weights; null: shipped or downloaded")
 
     @model_validator(mode="after")
     def _check_weights(self) -> "JudgeConfig":
-        for name in ("inception", "dinov2"):
-            if name != self.extractor and (path := getattr(self, f"{name}_weights")) is not None:
-                remedy = f"has no effect with {{here}}extractor = {self.extractor}: leave it out"
-                raise UserError(f"{name}_weights", str(path), remedy)
+        if self.weights is not None and EXTRACTORS[self.extractor].shipped:
+            remedy = f"has no effect with {{here}}extractor = {self.extractor}: leave it out"
+            raise UserError("weights", str(self.weights), remedy)
         return self
-
-    @property
-    def extractor_weights(self) -> Path | None:
-        """The file given for the extractor in use; None: its published or shipped weights."""
-        return {"inception": self.inception_weights, "dinov2": self.dinov2_weights}.get(self.extractor)
 
 
 class EvalConfig(JudgeConfig):
@@ -243,7 +237,7 @@ class EvalConfig(JudgeConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
-        if self.images <= (features := FEATURES[self.extractor]):
+        if self.images <= (features := EXTRACTORS[self.extractor].dim):
             remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
             raise UserError("images", self.images, f"{remedy}; give {features + 1:,} or more")
         if self.training_features == 1:
@@ -319,17 +313,13 @@ class Config(Section):
 
     def check_shape(self, shape: tuple[int | None, int | None, int | None]) -> None:
         """Raise UserError where images of this (C, H, W) do not suit network or extractor; None: unknown."""
-        channels, *sides = shape
         levels = len(self.teacher.network.channels) if isinstance(self.teacher, TrainedTeacher) else 1
         factor = 2 ** (levels - 1)
-        for side in sides:
+        for side in shape[1:]:
             if side is not None and side % factor:
                 remedy = f"must be divisible by {factor} for the {levels} levels of teacher.network"
                 raise UserError("data.image_size", side, remedy)
-        if self.eval.extractor == "digits-cnn" and (
-            channels not in (1, None) or any(s not in (8, None) for s in sides)
-        ):
-            raise UserError("eval.extractor", self.eval.extractor, "judges 8x8 grey images only: use inception")
+        EXTRACTORS[self.eval.extractor].check_shape(shape)
 
     def student_key(self, name: str) -> str:
         """The dotted key of a student's section; also what its training's randomness depends on."""

@@ -32,7 +32,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
     `identities`: by sampler name, a hash of all that its numbers depend on.
     """
     config, data = run.config.eval, run.config.data
-    extractor = load_extractor(config.extractor, config.extractor_weights, run.device)
+    extractor = load_extractor(config.extractor, config.weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
     names = run.config.samplers
     used = [name for name in run.config.students if any(sampler.subject == name for sampler in names)]

@@ -94,11 +94,11 @@ class Run(RunContext):
             return
         if not (self.folder / "eval" / MANIFEST).exists():
             shape = tuple(self.data_facts["shape"])
-            check_extractor(config.eval.extractor, config.eval.extractor_weights, shape)
+            check_extractor(config.eval.extractor, config.eval.weights, shape)
             if config.eval.reference is not None:
                 from fewstep.eval.quality.reference_files import read_reference
 
-                extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, self.device)
+                extractor = load_extractor(config.eval.extractor, config.eval.weights, self.device)
                 read_reference(config.eval.reference.expanduser(), extractor)
 
     def write_config(self) -> None:
@@ -145,7 +145,7 @@ class Run(RunContext):
 
     def _extractor(self) -> dict[str, Any]:
         """The extractor, and which weights of it where a file is given."""
-        weights = self.config.eval.extractor_weights
+        weights = self.config.eval.weights
         hashed = {} if weights is None else {"eval.extractor_weights": sha256_file(weights.expanduser())}
         return {"eval.extractor": self.config.eval.extractor} | hashed
 

@@ -66,7 +66,7 @@ def search_levels(
     """The grid with the best levels of two and four steps, and what was tried; `real`: see `Trials`."""
     config, clock = run.config, time.monotonic()
     count, batch = settings.search_images, config.eval.batch_size
-    extractor = load_extractor(config.eval.extractor, config.eval.extractor_weights, run.device)
+    extractor = load_extractor(config.eval.extractor, config.eval.weights, run.device)
     model.register_forward_pre_hook(stop_if_cancelled)
     say(f"  searching noise levels: {count} images each, KID against {len(real):,} real images")
 

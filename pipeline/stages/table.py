@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import Subject, benchmark
-from fewstep.eval.features.extractors import check_shape, load_extractor
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.features.table import EXTRACTORS
 from fewstep.eval.images import StoredImages
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.report.benchmark_page import write_comparison
@@ -41,8 +42,8 @@ def compare_subjects(
         opened = [open_subject(text, device, trust=trust) for text in texts]
         subjects = [subject for subject, _ in opened]
         shape = _common_shape(subjects)
-        check_shape(settings.extractor, shape)
-        extractor = load_extractor(settings.extractor, settings.extractor_weights, device)
+        EXTRACTORS[settings.extractor].check_shape(shape)
+        extractor = load_extractor(settings.extractor, settings.weights, device)
         reference = read_reference(reference_file, extractor)
         training = None if training_data is None else load_data(training_data, training_data.split).images
         if training is not None and tuple(training.shape[1:]) != shape:

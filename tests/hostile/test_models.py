@@ -23,7 +23,7 @@ from fewstep.teachers.load import ddpm_model, load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler
 
 CPU = torch.device("cpu")
-WEIGHTS = PublishedWeights(key="eval.dinov2_weights", network="a network", owner="its", url="x", sha256="0")
+WEIGHTS = PublishedWeights(network="a network", owner="its", url="x", sha256="0")
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def header(entries, data=b""):
 def test_a_safetensors_header_that_lies_is_one_line(tmp_path, folder, refused, data):
     (tmp_path / "w.safetensors").write_bytes(data)
     with refused():
-        WEIGHTS.read(tmp_path / "w.safetensors")
+        WEIGHTS.read(tmp_path / "w.safetensors", torch.nn.Linear(1, 1))
     with refused():
         read_reference(tmp_path / "w.safetensors", load_extractor("digits-cnn", None, "cpu"))
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(data)
@@ -208,7 +208,7 @@ def test_a_malicious_pickle_as_weights_or_reference_does_not_run(tmp_path, shell
     path = tmp_path / f"x{suffix}"
     torch.save({"mu": shell, "weight": shell}, path, _use_new_zipfile_serialization=zipped)
     with refused():
-        WEIGHTS.read(path)
+        WEIGHTS.read(path, torch.nn.Linear(1, 1))
     with refused():
         read_reference(path, load_extractor("digits-cnn", None, "cpu"))
 

@@ -15,7 +15,7 @@ RUNS = ("run", "x"), ("benchmark", "x"), ("sample", "x", "-o", "out"), ("report"
 FILES = (
     ("rate", "--collect", "x"),
     ("benchmark", "--against", "x"),
-    ("run", "--eval.extractor", "inception", "--eval.images", "3000", "--eval.inception_weights", "x"),
+    ("run", "--eval.extractor", "inception", "--eval.images", "3000", "--eval.weights", "x"),
     ("benchmark", "a", "--eval.reference", "x"),
     ("reference", "parquet:x", "-o", "r.safetensors"),
     ("reference", "imagefolder:x", "-o", "r.safetensors"),

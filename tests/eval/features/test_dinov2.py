@@ -16,8 +16,8 @@ from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from fewstep.errors import UserError
 from fewstep.eval.features import dinov2
 from fewstep.eval.features.extractors import check_extractor, load_extractor
+from fewstep.eval.features.table import EXTRACTORS
 from fewstep.pipeline.cli.main import main
-from fewstep.pipeline.config.schema import FEATURES
 
 SMALL = {"patch_size": 14, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
@@ -97,7 +97,7 @@ class PublishedNetwork(torch.nn.Module):
 def small(monkeypatch):
     """Tensors of the published form for a network of 3 blocks of width 32, which the extractor then expects."""
     monkeypatch.setattr(dinov2, "ARCHITECTURE", SMALL)
-    monkeypatch.setitem(FEATURES, "dinov2", SMALL["embed_dim"])
+    monkeypatch.setitem(EXTRACTORS, "dinov2", replace(EXTRACTORS["dinov2"], dim=SMALL["embed_dim"]))
     return random_tensors(32, 3)
 
 
@@ -164,7 +164,7 @@ def test_weights_of_another_network_are_refused_by_the_first_name(small, tmp_pat
     save_file(small | change, tmp_path / "other.safetensors")
     with pytest.raises(UserError) as error:
         check_extractor("dinov2", tmp_path / "other.safetensors", (3, 32, 32))
-    assert str(error.value).startswith(f"eval.dinov2_weights: '{tmp_path / 'other.safetensors'}': is not DINOv2's ViT")
+    assert str(error.value).startswith(f"eval.weights: '{tmp_path / 'other.safetensors'}': is not DINOv2's ViT")
     assert str(error.value).endswith(f"1 tensors are missing, unknown or of another shape, the first is '{first}'")
 
 
@@ -174,7 +174,7 @@ def test_a_missing_file_and_a_failed_download_name_the_key_and_the_remedy(tmp_pa
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(UserError, match=r"^eval\.dinov2_weights: '.*none\.pth': no such file; give DINOv2 weights"):
+    with pytest.raises(UserError, match=r"^eval\.weights: '.*none\.pth': no such file; give DINOv2 weights"):
         check_extractor("dinov2", tmp_path / "none.pth", (3, 32, 32))
     with pytest.raises(UserError) as error:
         check_extractor("dinov2", None, (3, 32, 32))
@@ -183,7 +183,7 @@ def test_a_missing_file_and_a_failed_download_name_the_key_and_the_remedy(tmp_pa
         "dinov2_vitl14_pretrain.pth",
         str(tmp_path / "checkpoints"),
         "no route",
-        "pass --eval.dinov2_weights PATH",
+        "pass --eval.weights PATH",
     ):
         assert part in str(error.value)
 
@@ -193,7 +193,7 @@ def test_a_download_of_another_file_is_refused_by_its_hash(tmp_path, monkeypatch
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     elsewhere = replace(dinov2.WEIGHTS, url=(tmp_path / "other.pth").as_uri())
     monkeypatch.setattr(dinov2, "WEIGHTS", elsewhere)
-    with pytest.raises(UserError, match=r"^eval\.dinov2_weights: .* could not be fetched from file:.*invalid hash"):
+    with pytest.raises(UserError, match=r"^eval\.weights: .* could not be fetched from file:.*invalid hash"):
         check_extractor("dinov2", None, (3, 32, 32))
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
 
@@ -206,7 +206,7 @@ def test_reference_and_benchmark_from_the_command_line(small, tmp_path, monkeypa
     for index, image in enumerate(real):
         Image.fromarray(image).save(tmp_path / "real" / f"{index:03d}.png")
     np.savez(tmp_path / "other.npz", other // 4)
-    weights = ["--eval.dinov2_weights", str(tmp_path / "weights.safetensors")]
+    weights = ["--eval.weights", str(tmp_path / "weights.safetensors")]
     file, out = str(tmp_path / "ref.safetensors"), tmp_path / "table"
     source = f"imagefolder:{tmp_path / 'real'}"
     assert main(["reference", source, "-o", file, "--eval.extractor", "dinov2", *weights]) == 0

@@ -8,7 +8,7 @@ import torch_fidelity
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from fewstep.eval.features.extractors import load_extractor
-from fewstep.eval.features.inception import read_inception_weights
+from fewstep.eval.features.inception import read_weights
 from fewstep.eval.images import TensorImages
 from fewstep.eval.quality.metrics import (
     frechet_distance,
@@ -50,7 +50,7 @@ def halves(data_dir):
 @pytest.fixture(scope="module")
 def weights(data_dir, tmp_path_factory):
     """The weights as the .pth that torch-fidelity opens, with random logits: the file in use has none."""
-    path, tensors = tmp_path_factory.mktemp("weights") / "inception.pth", read_inception_weights(data_dir / WEIGHTS)
+    path, tensors = tmp_path_factory.mktemp("weights") / "inception.pth", read_weights(data_dir / WEIGHTS)
     tensors["fc.weight"] = 0.1 * torch.randn(tensors["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
     torch.save(tensors, path)
     return path

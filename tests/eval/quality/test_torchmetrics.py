@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fewstep.eval.features.extractors import load_extractor
-from fewstep.eval.features.inception import read_inception_weights
+from fewstep.eval.features.inception import read_weights
 from fewstep.eval.images import TensorImages
 from fewstep.eval.quality.metrics import frechet_distance, statistics
 from fewstep.eval.quality.references import extract
@@ -36,7 +36,7 @@ def ours(sets, data_dir):
 @pytest.mark.parametrize(("antialias", "within"), [(False, 1e-3), (True, 0.1)])
 def test_fid_differs_by_the_resize_alone(sets, ours, data_dir, tmp_path, antialias, within):
     path = tmp_path / "inception.pth"
-    torch.save(read_inception_weights(data_dir / WEIGHTS), path)
+    torch.save(read_weights(data_dir / WEIGHTS), path)
     metric = FrechetInceptionDistance(
         2048, reset_real_features=False, feature_extractor_weights_path=str(path), antialias=antialias
     )

@@ -89,9 +89,12 @@ def test_a_file_given_twice_counts_once(tmp_path):
     [
         (answers(page="other", rater="s"), "answers another page than the files before it"),
         ("{", "not valid JSON"),
-        ([1], "holds no answers of a fewstep rating page"),
+        ([1], "is not of the form that is needed: it is no JSON object"),
         (answers() | {"answers": [{"rival": "teacher", "chose": "real"}]}, "holds no answers of a fewstep rating page"),
-        (answers() | {"answers": [{"rival": ["x"], "chose": "real"}]}, "holds no answers of a fewstep rating page"),
+        (
+            answers() | {"answers": [{"rival": ["x"], "chose": "real"}]},
+            r"answers\[0\]\.rival is list",
+        ),
         (answers() | {"format": 2}, "holds no answers of a fewstep rating page"),
     ],
 )

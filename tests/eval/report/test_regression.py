@@ -113,7 +113,7 @@ def test_results_without_a_common_sampler_are_refused(kept):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[1]", "not the results.json"), ("{}", "not the results.json"), ("{", "not valid JSON")]
+    ("text", "says"), [("[1]", "it is no JSON object"), ("{}", "it has no 'benchmark'"), ("{", "not valid JSON")]
 )
 def test_a_file_that_is_no_results_is_refused(tmp_path, text, says):
     path = tmp_path / "results.json"

@@ -93,12 +93,12 @@ FAULTS = [
     ),
     (["benchmark", "--eval.images=-5"], "eval.images: -5: must be a whole number, at least 2"),
     (
-        ["benchmark", "mnist", "--eval.inception_weights", "no.pth"],
-        "eval.inception_weights: 'no.pth': no such file",
+        ["benchmark", "mnist", "--eval.weights", "no.pth"],
+        "eval.weights: 'no.pth': no such file",
     ),
     (
-        ["run", "mnist", "--eval.extractor", "dinov2", "--eval.dinov2_weights", "no.pth"],
-        "eval.dinov2_weights: 'no.pth': no such file",
+        ["run", "mnist", "--eval.extractor", "dinov2", "--eval.weights", "no.pth"],
+        "eval.weights: 'no.pth': no such file",
     ),
     (["sample"], "fewstep sample: the following arguments are required: RUN, -o/--out"),
     (["sample", "nowhere", "-o", "x"], "nowhere: no such run folder"),

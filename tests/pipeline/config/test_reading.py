@@ -22,7 +22,7 @@ def test_a_file_starts_from_a_preset_and_overrides_come_last(tmp_path):
 
 
 def test_a_complete_file_needs_no_preset_and_printing_it_gives_it_back(tmp_path):
-    config = load_config("cifar10", {"eval.inception_weights": "/w.pth", "seed": 7})
+    config = load_config("cifar10", {"eval.weights": "/w.pth", "seed": 7})
     assert load_config(write(tmp_path, config_yaml(config))) == config
 
 

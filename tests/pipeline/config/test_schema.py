@@ -4,16 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from fewstep.errors import UserError
+from fewstep.eval.features.table import EXTRACTORS
 from fewstep.files import sha256_json
 from fewstep.pipeline.config.keys import config_keys, validated
 from fewstep.pipeline.config.reading import config_from_dict, load_config, preset_names
-from fewstep.pipeline.config.schema import FEATURES, DataConfig, EvalConfig, Extractor
+from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.settings import in_words
 
 
@@ -128,8 +128,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.refit_steps", "-1", "at least 0"),
         ("student.search_images", "31", "at least 32"),
         ("eval.extractor", "vgg", "digits-cnn, inception, dinov2"),
-        ("eval.inception_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
-        ("eval.dinov2_weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
+        ("eval.weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
         ("eval.images", "1", "at least 2"),
         ("eval.images", "1048577", "at most"),
         ("eval.seed_blocks", "0", "at least 1"),
@@ -158,17 +157,15 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
 
 
 def test_the_weights_file_is_that_of_the_extractor():
-    given = load_config("cifar10", {"eval.extractor": "dinov2", "eval.dinov2_weights": "d.pth"}).eval
-    assert given.extractor_weights == Path("d.pth")
-    assert load_config("cifar10", {"eval.inception_weights": "i.pth"}).eval.extractor_weights == Path("i.pth")
-    assert load_config("cifar10").eval.extractor_weights is None
-    with pytest.raises(UserError, match=r"^eval\.inception_weights: 'i\.pth': has no effect .* = dinov2: leave it out"):
-        load_config("cifar10", {"eval.extractor": "dinov2", "eval.inception_weights": "i.pth"})
+    for extractor in ("dinov2", "inception"):
+        given = {"eval.extractor": extractor, "eval.weights": "w.pth"}
+        assert load_config("cifar10", given).eval.weights == Path("w.pth")
+    assert load_config("cifar10").eval.weights is None
 
 
 def test_the_digits_extractor_is_refused_for_other_images():
     for overrides in ({"data.image_size": "16"}, {"data.channels": "3"}):
-        with pytest.raises(UserError, match=r"^eval\.extractor: 'digits-cnn': judges 8x8 grey images only"):
+        with pytest.raises(UserError, match=r"^eval\.extractor: 'digits-cnn': judges images of 1x8x8 .* only, not "):
             load_config("digits", overrides)
 
 
@@ -200,11 +197,11 @@ def test_configuration_and_command_line_load_without_torch():
 
 
 def test_the_extractors_have_the_number_of_features_that_seed_blocks_are_checked_against():
-    from fewstep.eval.features.digits_cnn import FEATURES as OF_DIGITS
+    from fewstep.eval.features.digits_cnn import DigitsCNN
     from fewstep.eval.features.dinov2 import ARCHITECTURE
 
-    assert {"digits-cnn": OF_DIGITS, "inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]} == FEATURES
-    assert set(get_args(Extractor)) == set(FEATURES)
+    dims = {"digits-cnn": DigitsCNN().embed.out_features, "inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]}
+    assert {name: each.dim for name, each in EXTRACTORS.items()} == dims
 
 
 @pytest.mark.parametrize(("extractor", "images"), [("inception", 2048), ("dinov2", 1024)])

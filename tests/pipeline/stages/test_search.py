@@ -33,7 +33,12 @@ class Student:
         self.real = self._images(0, REAL)
         network = lambda images: self.rows[images[0, 0, 0, 0]][images[:, 0, 0, 1:].long() @ torch.tensor([256, 1])]  # noqa: E731
         self.extractor = Extractor(
-            name="table", sha256="", resize="", dim=DIM, channels=1, device=torch.device("cpu"), network=network
+            **dict.fromkeys(("module", "about", "metric_name", "resize", "sha256"), ""),
+            name="table",
+            dim=DIM,
+            channels=1,
+            device=torch.device("cpu"),
+            network=network,
         )
 
     def sample(self, sigmas):

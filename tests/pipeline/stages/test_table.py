@@ -154,12 +154,12 @@ FAULTS: list[tuple[list[str], str]] = [
         "eval.images: 3: has no effect on a reference",
     ),
     (
-        ["reference", "digits", "-o", "r.safetensors", "--eval.extractor", "dinov2", "--eval.inception_weights", "i"],
-        "eval.inception_weights: 'i': has no effect with eval.extractor = dinov2: leave it out",
+        ["reference", "digits", "-o", "r.safetensors", "--eval.weights", "i"],
+        "eval.weights: 'i': has no effect with eval.extractor = digits-cnn: leave it out",
     ),
     (
         ["reference", "digits", "-o", "r.safetensors", "--eval.extractor", "dinov2"],
-        "eval.dinov2_weights: DINOv2's weights dinov2_vitl14_pretrain.pth are not in",
+        "eval.weights: DINOv2's weights dinov2_vitl14_pretrain.pth are not in",
     ),
     (["reference", "digits"], "fewstep reference: the following arguments are required: -o/--out"),
     (["benchmark", "nowhere", "--eval.reference", "{ref}"], "nowhere: no such folder or file"),
@@ -170,7 +170,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["benchmark", "{real}", "--eval.reference", "{ref}", "--seed", "1"], "seed: 1: has no effect on a benchmark"),
     (
         ["benchmark", "{real}", "--eval.reference", "{ref}", "--eval.extractor", "inception"],
-        "eval.inception_weights",
+        "eval.weights",
     ),
 ]
 

@@ -1,0 +1,77 @@
+"""The feature extractors there are, one entry each. Nothing here imports torch.
+
+A new one is an entry here and the module that it names, which is imported when the extractor is asked for. That has
+`read_weights(path: Path | None) -> dict[str, Tensor]`, the tensors of a file or of the published or shipped weights,
+checked; and `open_network(tensors, device) -> OpenNetwork`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specification:
+    """What is known of an extractor before its network is opened.
+
+    module: which opens it. about: it in a few words. dim: number of features. metric_name: what the Frechet distance
+    of its features is called. resize: how images become the network's. channels: that the network takes; grey is
+    repeated where it takes 3. only: the one (C, H, W) that it judges, None: any. shipped: its weights come with the
+    package, and no others do. cpu_batch: images at once on a processor; larger batches leave its cache (Inception:
+    6.2 images/s at 100 against 9.5 at 8, two cores of an AMD EPYC) or its memory (DINOv2).
+    """
+
+    name: str
+    module: str
+    about: str
+    dim: int
+    metric_name: str
+    resize: str
+    channels: int = 3
+    only: tuple[int, int, int] | None = None
+    shipped: bool = False
+    cpu_batch: int = 100
+
+    def check_shape(self, shape: Sequence[int | None]) -> None:
+        """UserError where it does not judge images of this (C, H, W); None: not known yet."""
+        if self.only and any(n not in (None, only) for n, only in zip(shape, self.only, strict=True)):
+            given = "x".join("?" if n is None else str(n) for n in shape)
+            remedy = f"judges images of {'x'.join(map(str, self.only))} (CxHxW) only, not {given}: use inception"
+            raise UserError("eval.extractor", self.name, remedy)
+
+
+EXTRACTORS = {
+    each.name: each
+    for each in (
+        Specification(
+            name="digits-cnn",
+            module="fewstep.eval.features.digits_cnn",
+            about="shipped, 8x8 grey only",
+            dim=64,
+            metric_name="FD (digits-cnn)",
+            resize="none (8x8)",
+            channels=1,
+            only=(1, 8, 8),
+            shipped=True,
+        ),
+        Specification(
+            name="inception",
+            module="fewstep.eval.features.inception",
+            about="FID",
+            dim=2048,
+            metric_name="FID",
+            resize="bilinear to 299x299 as TensorFlow 1 does it (torch-fidelity)",
+            cpu_batch=8,
+        ),
+        Specification(
+            name="dinov2",
+            module="fewstep.eval.features.dinov2",
+            about="FD-DINOv2",
+            dim=1024,
+            metric_name="FD-DINOv2",
+            resize="bilinear to 224x224 as TensorFlow 1 does it (torch-fidelity)",
+            cpu_batch=8,
+        ),
+    )
+}
