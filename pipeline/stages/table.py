@@ -60,7 +60,7 @@ def compare_subjects(
                 training_images=training,
                 training_features=searched,
                 extractor=extractor,
-                settings=settings_of(settings, {subject.name: identity for subject, identity in opened}),
+                settings=settings_of(settings, {subject.name: make_hash() for subject, make_hash in opened}),
                 folder=out,
                 device=device,
                 say=lambda text: say(f"  {text}"),
