@@ -4,19 +4,16 @@ import argparse
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError
+from fewstep.files import flatten
 from fewstep.pipeline.config.keys import DEFAULT_PRESET, config_keys, no_such_key, sections
-from fewstep.pipeline.config.reading import (
-    config_from_layers,
-    config_yaml,
-    file_layers,
-    flat,
-    preset_names,
-    read_text,
-    values_by_key,
-)
+from fewstep.pipeline.config.reading import config_from_layers, config_yaml, file_layers, flat, layered
+from fewstep.pipeline.config.reading import preset_names, read_text
 from fewstep.pipeline.config.schema import Config
 from fewstep.settings import in_words
 
@@ -38,11 +35,11 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
     source, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_PRESET, argv)
     layers = file_layers(source)
     if "-h" in rest or "--help" in rest:
-        text = _HELP.format(
-            prog=prog, line=line[:1].upper() + line[1:], presets=", ".join(preset_names()), source=source
-        )
+        known = ", ".join(preset_names())
+        text = _HELP.format(prog=prog, line=line[:1].upper() + line[1:], presets=known, source=source)
         print("\n".join(textwrap.fill(each, 110, drop_whitespace=False) for each in text.splitlines()))
-        values, keys = values_by_key(layers), dict(config_keys())
+        values, keys = layered(layers), dict(config_keys())
+        values = flatten({**values, "student": next(iter(values.pop("students").values()))})
         for prefix, kind in sections():
             inside = [key for key in (prefix + name for name in kind.model_fields) if keys.pop(key, None)]
             if inside:
@@ -82,9 +79,8 @@ def overrides(arguments: Sequence[str], keys: Collection[str] | None = None, wha
         found[key] = read_text(key, value)
         if keys is not None and key not in keys:
             known = key in config_keys() or argument == "--print_config"
-            raise UserError(
-                key, found[key], f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
-            )
+            remedy = f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
+            raise UserError(key, found[key], remedy)
     return flat(found)
 
 
@@ -113,18 +109,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(where, None, text)
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number in [least, most]."""
+def number(kind: type, **limits: Any) -> Callable[[str], Any]:
+    """An argparse type: a number within the limits of a pydantic Field."""
+    annotation = Annotated[kind, Field(**limits)]
 
-    def read(text: str) -> int:
+    def read(text: str) -> Any:  # noqa: ANN401 - of that kind
         try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= (2**53 if most is None else most):
-            upper = "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least {least}{upper}")
-        return value
+            return TypeAdapter(annotation).validate_python(text)
+        except ValidationError:
+            remedy = f"must be {in_words(FieldInfo.from_annotation(annotation))}"  # type: ignore[arg-type]
+            raise argparse.ArgumentTypeError(f"{text!r}: {remedy}") from None
 
     return read
 
