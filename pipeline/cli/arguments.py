@@ -11,9 +11,8 @@ from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError
 from fewstep.files import flatten
+from fewstep.pipeline.config import reading
 from fewstep.pipeline.config.keys import DEFAULT_PRESET, config_keys, no_such_key, sections
-from fewstep.pipeline.config.reading import config_from_layers, config_yaml, file_layers, flat, layered
-from fewstep.pipeline.config.reading import preset_names, read_text
 from fewstep.pipeline.config.schema import Config
 from fewstep.settings import in_words
 
@@ -33,12 +32,12 @@ options:
 def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config | None:
     """The Config of a preset or YAML file with overrides; None where help or the Config was printed."""
     source, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_PRESET, argv)
-    layers = file_layers(source)
+    layers = reading.file_layers(source)
     if "-h" in rest or "--help" in rest:
-        known = ", ".join(preset_names())
+        known = ", ".join(reading.preset_names())
         text = _HELP.format(prog=prog, line=line[:1].upper() + line[1:], presets=known, source=source)
         print("\n".join(textwrap.fill(each, 110, drop_whitespace=False) for each in text.splitlines()))
-        values, keys = layered(layers), dict(config_keys())
+        values, keys = reading.layered(layers), dict(config_keys())
         values = flatten({**values, "student": next(iter(values.pop("students").values()))})
         for prefix, kind in sections():
             inside = [key for key in (prefix + name for name in kind.model_fields) if keys.pop(key, None)]
@@ -47,9 +46,9 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
                 print(key_help(inside, values))
         return None
     given = overrides([argument for argument in rest if argument != "--print_config"])
-    config = config_from_layers([*layers, (None, given)])
+    config = reading.config_from_layers([*layers, (None, given)])
     if "--print_config" in rest:
-        print(config_yaml(config), end="")
+        print(reading.config_yaml(config), end="")
         return None
     weights = config.eval.extractor_weights
     if weights is not None and not weights.expanduser().is_file():
@@ -76,12 +75,12 @@ def overrides(arguments: Sequence[str], keys: Collection[str] | None = None, wha
             value = rest.pop(0)
         if key in found:
             raise UserError(key, value, "is given twice: keep one")
-        found[key] = read_text(key, value)
+        found[key] = reading.read_text(key, value)
         if keys is not None and key not in keys:
             known = key in config_keys() or argument == "--print_config"
             remedy = f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
             raise UserError(key, found[key], remedy)
-    return flat(found)
+    return reading.flat(found)
 
 
 def key_help(keys: Sequence[str], values: dict[str, Any]) -> str:
@@ -109,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(where, None, text)
 
 
-def number(kind: type, **limits: Any) -> Callable[[str], Any]:
+def number(kind: type, **limits: Any) -> Callable[[str], Any]:  # noqa: ANN401 - as pydantic's Field
     """An argparse type: a number within the limits of a pydantic Field."""
     annotation = Annotated[kind, Field(**limits)]
 
