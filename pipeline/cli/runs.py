@@ -8,7 +8,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, config_from_arguments, key_help, number, overrides
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import preset_names
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.schema import DataConfig, EvalConfig, distinct
 from fewstep.progress import say
 
 SUBJECT_KEYS = [f"eval.{name}" for name in EvalConfig.model_fields if name != "samplers"]
@@ -117,8 +117,7 @@ def _subjects(argv: Sequence[str]) -> Path:
         parser.add_argument(option, help=text)
     given, rest = parser.parse_known_args(argv[count:])
     subjects = list(argv[:count])
-    if twice := next((subject for subject in subjects if subjects.count(subject) > 1), None):
-        raise UserError("subjects", subjects, f"{twice} stands there twice: name it once")
+    distinct("subjects", subjects)
     given_keys = overrides(rest, SUBJECT_KEYS, "a benchmark of subjects")
     values = {key.removeprefix("eval."): value for key, value in given_keys.items()}
     if values.get("reference") is None:
