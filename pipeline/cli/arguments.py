@@ -110,13 +110,13 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind: type, **limits: Any) -> Callable[[str], Any]:  # noqa: ANN401 - as pydantic's Field
     """An argparse type: a number within the limits of a pydantic Field."""
-    annotation = Annotated[kind, Field(**limits)]
+    annotation: Any = Annotated[kind, Field(**limits)]
 
     def read(text: str) -> Any:  # noqa: ANN401 - of that kind
         try:
             return TypeAdapter(annotation).validate_python(text)
         except ValidationError:
-            remedy = f"must be {in_words(FieldInfo.from_annotation(annotation))}"  # type: ignore[arg-type]
+            remedy = f"must be {in_words(FieldInfo.from_annotation(annotation))}"
             raise argparse.ArgumentTypeError(f"{text!r}: {remedy}") from None
 
     return read

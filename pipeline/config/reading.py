@@ -74,7 +74,8 @@ def file_layers(source: str | Path) -> list[Layer]:
         try:
             nested = yaml.load(data.decode("utf-8"), _Loader)
         except yaml.MarkedYAMLError as error:  # its own first line says what was being read, not what is wrong
-            raise ValueError(f"{error.problem}, line {error.problem_mark.line + 1}") from None
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ValueError(f"{error.problem}{line}") from None
     if not isinstance(nested, dict):
         raise UserError(path, None, "must hold `key: value` lines")
     base = nested.pop("preset", None)
@@ -100,7 +101,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         if self.depth > _DEEPEST:
             raise yaml.YAMLError(f"it is nested more than {_DEEPEST} deep")

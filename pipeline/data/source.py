@@ -40,10 +40,11 @@ class Rows:
         self.place = f"{config.source} ({split})"
         with unreadable(config.source, "cannot be read"):
             import datasets  # two seconds of imports that the digits do not need
+            from datasets import config as places
 
             if kind == "hub":
                 dataset: Dataset | IterableDataset = _open_hub(config, place, split)
-                self.folders = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE]
+                self.folders = [places.HF_CACHE_HOME, places.HF_DATASETS_CACHE]
             else:
                 dataset = _open_local(config, kind, path, split)
                 self.folders = [path] if kind == "imagefolder" else []
