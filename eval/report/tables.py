@@ -134,14 +134,16 @@ def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
     metrics = (sampler["quality"] or {}).get("metrics", {})
     copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
-    latency = [timing["latency_ms"][key] for key in ("median", "p90")] if timing else []
-    median, p90 = [None if ms is None else number(ms) for ms in latency] or (NONE, None)
+    latency = NONE
+    if timing:
+        p90 = timing["latency_ms"]["p90"]
+        latency = number(timing["latency_ms"]["median"]) + ("" if p90 is None else f" ({number(p90)})")
     return (
         sampler["label"],
         NONE if sampler["nfe"] is None else f"{sampler['nfe']:,}",
         *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
         NONE if copies is None else share(copies),
-        median if p90 is None else f"{median} ({p90})",
+        latency,
         NONE if timing is None else number(timing["throughput"]["images_per_second"]),
         NONE if ratio is None else f"{number(ratio)}×",
     )

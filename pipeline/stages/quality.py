@@ -82,7 +82,7 @@ class Quality:
     def metric(self) -> KernelInceptionDistance:
         """torchmetrics' KID with the features of the real images; alone in its process where others train too."""
         config = self.run.config.eval
-        features = Features(load_extractor(config.extractor, config.extractor_weights, self.run.device))
+        features = Features(load_extractor(config.extractor, config.weights, self.run.device))
         size = min(SUBSET, self.count, len(self.real))
         with warnings.catch_warnings(category=UserWarning, action="ignore"):  # that it keeps all features
             metric = KernelInceptionDistance(

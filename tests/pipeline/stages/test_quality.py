@@ -29,7 +29,7 @@ from fewstep.students.methods.ect import ECT
 from fewstep.teachers.interfaces import NONE, Space
 
 COUNT = 60
-JUDGE = SimpleNamespace(extractor="digits-cnn", extractor_weights=None)
+JUDGE = SimpleNamespace(extractor="digits-cnn", weights=None)
 RUN: Any = SimpleNamespace(config=SimpleNamespace(eval=JUDGE), device=torch.device("cpu"))
 
 

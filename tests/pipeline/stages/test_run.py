@@ -216,6 +216,17 @@ def test_a_teacher_from_elsewhere(tiny, tiny_run, tmp_path, capsys):
     assert sha256_file(tmp_path / "digits" / "teacher" / weights) == before[weights]
 
 
+def test_a_teacher_with_a_scaling_of_its_own_is_distilled_measured_and_reported(tiny, edm_folder, tmp_path, capsys):
+    samplers = '["teacher@heun:2", "student@1", "student@2"]'
+    arguments = tiny(tmp_path, teacher__source=edm_folder, eval__samplers=samplers)
+    stages, lines = made(capsys, "run", *arguments)
+    assert stages == ["teacher", "student", "eval"]
+    assert any("converting the edm teacher" in line for line in lines)
+    results = json.loads((tmp_path / "digits" / "report" / "results.json").read_text())
+    assert "teacher@heun:2" in json.dumps(results)
+    assert made(capsys, "run", *arguments)[0] == []
+
+
 def test_a_teacher_of_other_images_is_refused(tiny, tiny_run, tmp_path, capsys):
     size = {"data__image_size": 16, "eval__extractor": "inception", "eval__images": 2049}
     arguments = tiny(tmp_path, teacher__source=tiny_run / "teacher", **size)
