@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def report(folder: Path) -> Path:
     from fewstep.eval.report.page import write_report
 
     folder = Path(folder)
-    with run_lock(folder):
+    with run_lock(folder) if (folder / "config.json").exists() else nullcontext():  # what is no run is left as it is
         if (folder / "config.json").exists():  # what is missing is named below
             job = Run(kept_config(folder), folder)
             if stale := job.stale_results():

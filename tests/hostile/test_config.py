@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fewstep.pipeline.cli.main import main
@@ -115,7 +115,8 @@ WORDS = st.one_of(
 )
 
 
-@given(COMMANDS, st.lists(WORDS, max_size=5))
+@given(command=COMMANDS, words=st.lists(WORDS, max_size=5))
+@example(command="report", words=["."])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_command_line_ends_with_0_or_with_one_line_and_2(tmp_path, monkeypatch, capsys, command, words):
     monkeypatch.chdir(tmp_path)
