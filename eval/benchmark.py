@@ -26,7 +26,7 @@ from fewstep.eval.report.images import save_grid, save_neighbours
 from fewstep.eval.speed.environment import environment
 from fewstep.eval.speed.ratios import speed_ratios
 from fewstep.eval.speed.timing import Limits, measure
-from fewstep.files import read_sealed, remove, sealed, write_json
+from fewstep.files import read_json, read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages
 KEPT = {"identity": str, "quality": (None, {"protocol_hash": str, "seeds": [int], "metrics": {}}), "timing": object}
@@ -187,10 +187,9 @@ class _Run:
         path, identity = self._path(subject), self.settings.identities[subject.name]
         try:
             kept = read_sealed(path, KEPT, "measuring it again") if path.is_file() else {"identity": None}
-            if kept["identity"] == identity and (kept["quality"] or {}).get("protocol_hash") in (
-                None,
-                self.protocol.hash,
-            ):
+            quality = kept.get("quality")
+            same_protocol = quality is None or quality["protocol_hash"] == self.protocol.hash
+            if kept["identity"] == identity and same_protocol and not self._lacks_pictures(subject, quality):
                 return kept
         except UserError as error:
             self.say(f"WARNING: {error}")
@@ -209,6 +208,15 @@ class _Run:
             "timing": None,
             "cold_start": None,
         }
+
+    def _lacks_pictures(self, subject: Subject, quality: dict[str, Any] | None) -> bool:
+        """Whether a subject was measured and its grid is not there, or its neighbours where they are to be shown."""
+        if quality is None:
+            return False
+        path, shown = self.folder / "neighbours.json", None
+        if self.training is not None and subject is self.neighbours_of:
+            shown = read_json(path).get("sampler") if path.exists() else ""
+        return shown not in (None, subject.name) or not (self.folder / "grids" / f"{slug(subject.name)}.png").exists()
 
     def quality(self, subject: Subject) -> None:
         """Measure the seed blocks that are not measured yet, writing the result after each."""

@@ -126,13 +126,13 @@ class Regression(Objective):
     """Fit the student to a teacher's denoiser in the student's own parametrisation.
 
     loss = (1/s^2 + 1/sigma_data^2)*|f(x, s) - target|^2, which is the error of F up to the sigma_min shift; ln s as in
-    ECT. The target is D(x; s) between `trusted`'s two noise levels, the clean image elsewhere: their expectations agree
-    for an exact teacher, and an epsilon teacher's error is multiplied by s.
+    ECT. The target is D(x; s) between the two noise levels `trusted` (None: nowhere), the clean image elsewhere: their
+    expectations agree for an exact teacher, and an epsilon teacher's error is multiplied by s.
     """
 
     cost = Evaluations(student=1, teacher=1)
 
-    def __init__(self, network: ConsistencyModel, teacher: Denoiser, trusted: tuple[float, float]) -> None:
+    def __init__(self, network: ConsistencyModel, teacher: Denoiser, trusted: tuple[float, float] | None) -> None:
         super().__init__()
         self.network = network
         self.trusted, self._teacher = trusted, [teacher]  # in a list: no part of this module
@@ -144,7 +144,7 @@ class Regression(Objective):
         drawn = log_normal_sigmas(len(x_0), model.sigma_min, model.sigma_max, -1.1, 2.0, generator)
         sigma = moved(drawn, x_0.device)
         x = x_0 + per_image(sigma) * randn(tuple(x_0.shape), generator, x_0.device)
-        low, high = self.trusted
+        low, high = self.trusted or (math.inf, -math.inf)
         with torch.no_grad():
             good = per_image((sigma >= low) & (sigma <= high))
             target = torch.where(good, self._teacher[0](x, sigma, batch.condition), x_0)
@@ -153,11 +153,11 @@ class Regression(Objective):
 
 
 @torch.inference_mode()
-def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator) -> tuple[float, float]:
+def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator) -> tuple[float, float] | None:
     """The noise levels around the middle of its range at which a teacher denoises better than no network would.
 
     That is, its mean squared error on images [B,C,H,W] is below s^2*v/(s^2 + v), that of shrinking x towards a mean,
-    where v is the variance of a pixel. Checked at 25 levels, equal steps of ln sigma.
+    where v is the variance of a pixel. Checked at 25 levels, equal steps of ln sigma; None where it is so at none.
     """
     variance = float(images.var(dim=0).mean())
     ends = [math.log(bound) for bound in (teacher.space.sigma_min, teacher.space.sigma_max)]
@@ -169,7 +169,7 @@ def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator)
         good.append(float(error.square().mean()) < value**2 * variance / (value**2 + variance))
     middle = min(range(25), key=lambda index: (not good[index], abs(math.log(levels[index]))))
     if not good[middle]:
-        return math.inf, -math.inf
+        return None
     first = last = middle
     while first > 0 and good[first - 1]:
         first -= 1

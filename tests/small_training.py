@@ -73,10 +73,10 @@ class Training:
         )
 
     def run(self, objective=None, interrupted_at=None, **options):
-        """Train to the end, or until SIGTERM comes in step `interrupted_at`; returns the averaged network."""
+        """Train to the end, or until SIGTERM comes in step `interrupted_at`; returns the (first) averaged network."""
         objective = objective or Denoising(**options)
         if interrupted_at is None:
-            return train(objective, self.job, Accelerator(cpu=True))
+            return next(iter(train(objective, self.job, Accelerator(cpu=True)).values()))
         objective.after = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == interrupted_at else None
         with pytest.raises(SystemExit) as left:
             train(objective, self.job, Accelerator(cpu=True))

@@ -24,4 +24,4 @@ def test_the_python_examples_run(root, tiny_run, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
         assert tuple(names["images"].shape) == (16, 1, 8, 8)
         assert str(names["images"].dtype) == "torch.uint8"
-        assert names["teacher"].shape == (1, 8, 8)
+        assert names["teacher"].space.shape == (1, 8, 8)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -87,21 +88,51 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def training_curves(logs: dict[str, list[dict[str, Any]]]) -> str:
-    """Loss against thousands of images as an <svg> element, a panel a stage; a running mean is drawn bold."""
+    """Loss against thousands of images as an <svg> element, a panel a stage; a running mean is drawn bold.
+
+    Where weight averages were measured (`kid_5` in the records: KID of half-life 5 kimg), a panel beside it shows that.
+    """
+    panels = [(stage, kind) for stage in logs for kind in ("loss", "KID") if kind == "loss" or _kids(logs[stage])]
     with _figure(8.6, 3.2) as figure:
-        for column, (stage, records) in enumerate(logs.items()):
-            axes = figure.add_subplot(1, len(logs), column + 1)
-            kimg = np.array([record["kimg"] for record in records], dtype=float)
-            loss = np.array([record["loss"] for record in records], dtype=float)
+        for column, (stage, kind) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), column + 1)
             colour = COLOURS["teacher" if stage == "teacher" else "student"]
-            axes.plot(kimg, loss, color=colour, lw=0.7, alpha=0.35)
-            axes.plot(kimg, running_mean(loss), color=colour, lw=1.8)
-            _log_y(axes)
+            if kind == "KID":
+                _quality_curves(axes, logs[stage], colour)
+            else:
+                kimg, loss = _series(logs[stage], "loss")
+                axes.plot(kimg, loss, color=colour, lw=0.7, alpha=0.35)
+                axes.plot(kimg, running_mean(loss), color=colour, lw=1.8)
+                _log_y(axes)
+                axes.set_ylabel("training loss (log)" if column == 0 else "")
             axes.grid(axis="y", which="major")
             axes.set_title(stage.capitalize(), loc="left", color=colour, size=10, weight="bold")
             axes.set_xlabel("thousands of images seen")
-            axes.set_ylabel("training loss (log)" if column == 0 else "")
         return _svg(figure)
+
+
+def _quality_curves(axes: Axes, records: Sequence[dict[str, Any]], colour: str) -> None:
+    """KID of one-step images against thousands of images, a line an average; logarithmic where all are positive."""
+    curves = {name: _series(records, name) for name in _kids(records)}
+    for (name, (kimg, kid)), dashes in zip(curves.items(), cycle(("-", "--", ":", "-.")), strict=False):
+        axes.plot(kimg, kid, dashes, color=colour, marker="o", ms=3, lw=1.4, label=f"{name.removeprefix('kid_')} kimg")
+    if min(kid.min() for _, kid in curves.values()) > 0:
+        _log_y(axes)
+    axes.set_ylabel("KID, one step")
+    axes.legend(title="half-life", frameon=False, fontsize=8, title_fontsize=8)
+
+
+def _kids(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys of measured averages, by rising half-life."""
+    found = {key for record in records for key in record if key.startswith("kid_")}
+    return sorted(found, key=lambda key: float(key.removeprefix("kid_")))
+
+
+def _series(records: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """kimg and the values [N] of the records that have `name`."""
+    found = [(record["kimg"], record[name]) for record in records if name in record]
+    kimg, values = np.array(found, dtype=float).reshape(-1, 2).T
+    return kimg, values
 
 
 def running_mean(y: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ Results = dict[str, Any]
 Sampler = dict[str, Any]
 NONE = "–"
 WORDS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-LATENCY = {"median": "{}", "p90": "({})"}  # ms, as a cell has them
 COLUMNS = (
     "Sampler",
     "NFE",
@@ -135,14 +134,16 @@ def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
     metrics = (sampler["quality"] or {}).get("metrics", {})
     copies, timing, ratio = mean(sampler, "copies"), sampler["timing"], speedup(results, sampler)
-    latency = timing["latency_ms"] if timing else {}
-    parts = [form.format(number(ms)) for key, form in LATENCY.items() if (ms := latency.get(key)) is not None]
+    latency = NONE
+    if timing:
+        p90 = timing["latency_ms"]["p90"]
+        latency = number(timing["latency_ms"]["median"]) + ("" if p90 is None else f" ({number(p90)})")
     return (
         sampler["label"],
         NONE if sampler["nfe"] is None else f"{sampler['nfe']:,}",
         *(spread(metrics.get(name)) for name in ("fd", "fd_minus_floor", "kid", "precision", "recall")),
         NONE if copies is None else share(copies),
-        " ".join(parts) or NONE,
+        latency,
         NONE if timing is None else number(timing["throughput"]["images_per_second"]),
         NONE if ratio is None else f"{number(ratio)}×",
     )

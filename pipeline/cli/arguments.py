@@ -4,19 +4,15 @@ import argparse
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from fewstep.errors import UserError
+from fewstep.files import flatten
+from fewstep.pipeline.config import reading
 from fewstep.pipeline.config.keys import DEFAULT_PRESET, config_keys, no_such_key, sections
-from fewstep.pipeline.config.reading import (
-    config_from_layers,
-    config_yaml,
-    file_layers,
-    flat,
-    preset_names,
-    read_text,
-    values_by_key,
-)
 from fewstep.pipeline.config.schema import Config
 from fewstep.settings import in_words
 
@@ -36,13 +32,13 @@ options:
 def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config | None:
     """The Config of a preset or YAML file with overrides; None where help or the Config was printed."""
     source, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_PRESET, argv)
-    layers = file_layers(source)
+    layers = reading.file_layers(source)
     if "-h" in rest or "--help" in rest:
-        text = _HELP.format(
-            prog=prog, line=line[:1].upper() + line[1:], presets=", ".join(preset_names()), source=source
-        )
+        known = ", ".join(reading.preset_names())
+        text = _HELP.format(prog=prog, line=line[:1].upper() + line[1:], presets=known, source=source)
         print("\n".join(textwrap.fill(each, 110, drop_whitespace=False) for each in text.splitlines()))
-        values, keys = values_by_key(layers), dict(config_keys())
+        values, keys = reading.layered(layers), dict(config_keys())
+        values = flatten({**values, "student": next(iter(values.pop("students").values()))})
         for prefix, kind in sections():
             inside = [key for key in (prefix + name for name in kind.model_fields) if keys.pop(key, None)]
             if inside:
@@ -50,9 +46,9 @@ def config_from_arguments(prog: str, line: str, argv: Sequence[str]) -> Config |
                 print(key_help(inside, values))
         return None
     given = overrides([argument for argument in rest if argument != "--print_config"])
-    config = config_from_layers([*layers, (None, given)])
+    config = reading.config_from_layers([*layers, (None, given)])
     if "--print_config" in rest:
-        print(config_yaml(config), end="")
+        print(reading.config_yaml(config), end="")
         return None
     weights = config.eval.weights
     if weights is not None and not weights.expanduser().is_file():
@@ -79,13 +75,12 @@ def overrides(arguments: Sequence[str], keys: Collection[str] | None = None, wha
             value = rest.pop(0)
         if key in found:
             raise UserError(key, value, "is given twice: keep one")
-        found[key] = read_text(key, value)
+        found[key] = reading.read_text(key, value)
         if keys is not None and key not in keys:
             known = key in config_keys() or argument == "--print_config"
-            raise UserError(
-                key, found[key], f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
-            )
-    return flat(found)
+            remedy = f"has no effect on {what}: leave it out" if known else no_such_key(key, {})
+            raise UserError(key, found[key], remedy)
+    return reading.flat(found)
 
 
 def key_help(keys: Sequence[str], values: dict[str, Any]) -> str:
@@ -113,18 +108,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(where, None, text)
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number in [least, most]."""
+def number(kind: type, **limits: Any) -> Callable[[str], Any]:  # noqa: ANN401 - as pydantic's Field
+    """An argparse type: a number within the limits of a pydantic Field."""
+    annotation: Any = Annotated[kind, Field(**limits)]
 
-    def read(text: str) -> int:
+    def read(text: str) -> Any:  # noqa: ANN401 - of that kind
         try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= (2**53 if most is None else most):
-            upper = "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least {least}{upper}")
-        return value
+            return TypeAdapter(annotation).validate_python(text)
+        except ValidationError:
+            remedy = f"must be {in_words(FieldInfo.from_annotation(annotation))}"
+            raise argparse.ArgumentTypeError(f"{text!r}: {remedy}") from None
 
     return read
 

@@ -27,8 +27,14 @@ _MACHINE_FAULTS = {
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write elsewhere",
     errno.EIO: "the disk or the network cannot be read or written",
 }
+_HELP = """usage: fewstep COMMAND ...
 
+Distil a diffusion teacher into a consistency model that samples in one or a few steps.
 
+commands:
+{commands}
+
+fewstep COMMAND --help explains a command. To begin: fewstep run digits"""
 COMMANDS = {
     "run": ("runs", "train a teacher, distil it, measure both and write the report: what is missing or stale"),
     "train-teacher": ("runs", "only the teacher: train it, or load and adapt one"),
@@ -77,7 +83,9 @@ def _dispatch(argv: Sequence[str]) -> int:
             raise UserError("argument", argument, "is not UTF-8 text: give the file or folder another name")
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
-        _print_help()
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+        print(_HELP.format(commands=lines))
     elif name == "--version":
         from fewstep import __version__
 
@@ -90,13 +98,3 @@ def _dispatch(argv: Sequence[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}"
         raise UserError("command", name, f"no such command; {hint}")
     return 0
-
-
-def _print_help() -> None:
-    width = max(map(len, COMMANDS))
-    print("usage: fewstep COMMAND ...\n")
-    print("Distil a diffusion teacher into a consistency model that samples in one or a few steps.\n")
-    print("commands:")
-    for name, (_, line) in COMMANDS.items():
-        print(f"  {name:<{width}}  {line}")
-    print("\nfewstep COMMAND --help explains a command. To begin: fewstep run digits")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, overrides, whole
+from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, number, overrides
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import load_config, preset_names, preset_text
 from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig, JudgeConfig
@@ -28,10 +28,14 @@ def sample(argv: Sequence[str]) -> None:
     _add_run(parser)
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
     parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
-    parser.add_argument("--num", metavar="N", type=whole(1, _MOST_IMAGES), default=64, help="images; default: 64")
+    parser.add_argument(
+        "--num", metavar="N", type=number(int, ge=1, le=_MOST_IMAGES), default=64, help="images; default: 64"
+    )
     parser.add_argument("--steps", type=int, choices=STEPS, default=2, help="network evaluations; default: 2")
-    parser.add_argument("--seed", metavar="N", type=whole(0, _SEEDS - 1), default=0, help="of the noise; default: 0")
-    parser.add_argument("--labels", metavar="N", type=whole(0), nargs="+", help="classes, used in turn")
+    parser.add_argument(
+        "--seed", metavar="N", type=number(int, ge=0, le=_SEEDS - 1), default=0, help="of the noise; default: 0"
+    )
+    parser.add_argument("--labels", metavar="N", type=number(int, ge=0), nargs="+", help="classes, used in turn")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz")
     given = parser.parse_args(argv)
     _require_run(given.run)
@@ -63,9 +67,11 @@ def rate(argv: Sequence[str]) -> None:
     )
     _add_run(parser, nargs="?")
     parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
-    parser.add_argument("--pairs", metavar="N", type=whole(1, 1000), default=40, help="of each kind; default: 40")
+    parser.add_argument(
+        "--pairs", metavar="N", type=number(int, ge=1, le=1000), default=40, help="of each kind; default: 40"
+    )
     parser.add_argument("--steps", type=int, choices=STEPS, default=1, help="of the student; default: 1")
-    parser.add_argument("--seed", metavar="N", type=whole(0, _SEEDS - 1), default=100, help="default: 100")
+    parser.add_argument("--seed", metavar="N", type=number(int, ge=0, le=_SEEDS - 1), default=100, help="default: 100")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="default: RUN/rate.html")
     parser.add_argument("--collect", metavar="FILE", type=Path, nargs="+", help="answers that the page downloaded")
     given = parser.parse_args(argv)

@@ -1,16 +1,14 @@
 """The commands that take a configuration: `fewstep run`, `train-teacher`, `distill` and `benchmark`."""
 
-import argparse
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli.arguments import Parser, config_from_arguments, key_help, overrides
+from fewstep.pipeline.cli.arguments import Parser, config_from_arguments, key_help, number, overrides
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import preset_names
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.schema import DataConfig, EvalConfig, distinct
 from fewstep.progress import say
 
 SUBJECT_KEYS = [f"eval.{name}" for name in EvalConfig.model_fields if name != "samplers"]
@@ -69,7 +67,8 @@ def benchmark(argv: Sequence[str]) -> int:
     """
     parser = Parser(prog="fewstep benchmark", add_help=False)
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--bound", type=_share)
+    share = number(float, ge=0, allow_inf_nan=False, title="a share of 0 or more, such as 0.05")
+    parser.add_argument("--bound", type=share)
     given, rest = parser.parse_known_args(argv)
     if given.against is None and given.bound is not None:
         raise UserError("--bound", given.bound, "is the bound of a comparison: give --against RESULTS.JSON too")
@@ -104,12 +103,12 @@ def _compare(folder: Path, earlier: Path, bound: float | None) -> int:
 def _subjects(argv: Sequence[str]) -> Path:
     """Measure the subjects that the arguments begin with; the folder of the results."""
     count = next((index for index, argument in enumerate(argv) if argument.startswith("-")), len(argv))
+    shown = {f"eval.{key}": value for key, value in SUBJECT_DEFAULTS.items()}
     parser = Parser(
         prog="fewstep benchmark",
         usage="fewstep benchmark SUBJECT ... --eval.reference FILE [-o DIR] [--KEY VALUE ...]",
         description=_SUBJECTS,
-        epilog="settings:\n"
-        + key_help(SUBJECT_KEYS, {f"eval.{key}": value for key, value in SUBJECT_DEFAULTS.items()}),
+        epilog=f"settings:\n{key_help(SUBJECT_KEYS, shown)}",
     )
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, default=Path("benchmark"), help="default: benchmark/")
     parser.add_argument("--training", metavar="SOURCE", help="training images (parquet:PATH, ...), to look for copies")
@@ -118,12 +117,9 @@ def _subjects(argv: Sequence[str]) -> Path:
         parser.add_argument(option, help=text)
     given, rest = parser.parse_known_args(argv[count:])
     subjects = list(argv[:count])
-    if twice := next((subject for subject in subjects if subjects.count(subject) > 1), None):
-        raise UserError("subjects", subjects, f"{twice} stands there twice: name it once")
-    values = {
-        key.removeprefix("eval."): value
-        for key, value in overrides(rest, SUBJECT_KEYS, "a benchmark of subjects").items()
-    }
+    distinct("subjects", subjects)
+    given_keys = overrides(rest, SUBJECT_KEYS, "a benchmark of subjects")
+    values = {key.removeprefix("eval."): value for key, value in given_keys.items()}
     if values.get("reference") is None:
         raise UserError("eval.reference", None, "is required: fewstep reference SOURCE -o FILE makes one")
     from fewstep.eval.quality.reference_files import check_reference_path, reference_extractor
@@ -139,14 +135,3 @@ def _subjects(argv: Sequence[str]) -> Path:
 
     command = shlex.join(["fewstep", "benchmark", *argv])
     return compare_subjects(subjects, settings, reference, training, given.out, command, trust=given.trust)
-
-
-def _share(text: str) -> float:
-    """An argparse type: a share, such as 0.05, of 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a share of 0 or more, such as 0.05")
-    return value

@@ -25,14 +25,18 @@ def sections(kind: type[Section] = Config, prefix: str = "") -> Iterator[tuple[s
     """Every section with what its keys begin with, in the order of the fields; students are `student`."""
     yield prefix, kind
     for name, field in kind.model_fields.items():
-        for inner in _models(field.annotation):
+        for inner in filter(_is_section, leaves(field.annotation)):
             yield from sections(inner, f"{prefix}{name}.".replace("students.", "student."))
 
 
-def _models(annotation: Any) -> list[type[Section]]:  # noqa: ANN401 - a type
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [model for each in get_args(annotation) for model in _models(each)]
+def leaves(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type
+    """The types and values that a type is put together of."""
+    arguments = get_args(annotation)
+    return [leaf for each in arguments for leaf in leaves(each)] if arguments else [annotation]
+
+
+def _is_section(leaf: object) -> bool:
+    return isinstance(leaf, type) and issubclass(leaf, Section)
 
 
 @cache
@@ -46,7 +50,7 @@ def config_keys() -> dict[str, FieldInfo]:
                 both: Any = Literal[(*get_args(before.annotation), *get_args(field.annotation))]
                 text = f"{before.description}; {field.description}"
                 found[prefix + name] = FieldInfo(annotation=both, description=text)
-            elif before is None and not _models(field.annotation):
+            elif before is None and not any(map(_is_section, leaves(field.annotation))):
                 found[prefix + name] = field
     return found
 

@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from fewstep.errors import UserError, first_line
-from fewstep.files import flatten, read_bounded, read_json
-from fewstep.pipeline.config.keys import DEFAULT_PRESET, Layer, at, canonical, config_keys, validated
+from fewstep.errors import UserError, unreadable
+from fewstep.files import read_bounded, read_json
+from fewstep.pipeline.config.keys import DEFAULT_PRESET, Layer, at, canonical, config_keys, leaves, validated
 from fewstep.pipeline.config.schema import Config
 
+_TAG = "tag:yaml.org,2002:"
 _PRESETS = files("fewstep.pipeline.config") / "presets"
 _LARGEST_FILE = 100_000  # bytes; PyYAML takes time quadratic in it at worst
 _LONGEST_TEXT = 4096  # characters of a value, as many as a path may have
@@ -29,8 +30,8 @@ _DEEPEST = 20  # mappings and lists inside one another
 
 def preset_names() -> list[str]:
     """The shipped presets; the default one first."""
-    names = sorted(entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
-    return sorted(names, key=lambda name: name != DEFAULT_PRESET)
+    names = [entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml")]
+    return sorted(names, key=lambda name: (name != DEFAULT_PRESET, name))
 
 
 def preset_text(name: str) -> str:
@@ -68,17 +69,13 @@ def file_layers(source: str | Path) -> list[Layer]:
         if path.suffix in (".yaml", ".yml") or "/" in str(source):
             raise UserError(path, None, "no such YAML file" if not path.is_dir() else "is a folder: give a YAML file")
         raise UserError("preset", str(source), f"not one of {', '.join(preset_names())}, nor a YAML file")
-    try:
-        nested = _yaml(read_bounded(path, _LARGEST_FILE).decode("utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or first_line(error)
-        raise UserError(path, None, f"is not readable as YAML ({reason}{line})") from None
-    except (ValueError, ArithmeticError, LookupError) as error:  # a date, a number of 5,000 digits, an empty !!int
-        if isinstance(error, UserError):
-            raise
-        raise UserError(path, None, f"is not readable as YAML ({first_line(error)})") from None
+    data = read_bounded(path, _LARGEST_FILE)
+    with unreadable(path, "is not readable as YAML"):
+        try:
+            nested = yaml.load(data.decode("utf-8"), _Loader)
+        except yaml.MarkedYAMLError as error:  # its own first line says what was being read, not what is wrong
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ValueError(f"{error.problem}{line}") from None
     if not isinstance(nested, dict):
         raise UserError(path, None, "must hold `key: value` lines")
     base = nested.pop("preset", None)
@@ -96,60 +93,46 @@ class _Dumper(yaml.SafeDumper):
     """Sections as blocks, lists on one line."""
 
 
-_Dumper.add_representer(
-    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
-)
+_Dumper.add_representer(list, lambda dumper, value: dumper.represent_sequence(_TAG + "seq", value, flow_style=True))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader (no tags), without keys that stand twice, with 1e-3 as a number."""
+    """YAML's safe loader (no tags), with 1e-3 as a number. Refused: aliases, deep nesting, keys that stand twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} deep")
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name), which are not read: write the values out")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for name, _ in node.value:
-            if not isinstance(name, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", name.start_mark)
-            if name.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name.value!r} stands twice", name.start_mark)
-            seen.add(name.value)
+            if str(name.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {name.value!r} stands twice", problem_mark=name.start_mark)
+            seen.add(str(name.value))
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _yaml(text: str) -> Any:  # noqa: ANN401 - whatever stands there
-    """The value of a YAML text that takes neither time nor memory without measure to read."""
-    depth = 0
-    for token in yaml.scan(text, yaml.SafeLoader):
-        kind = type(token).__name__
-        depth += kind.endswith("StartToken") and not kind.startswith(("Stream", "Document"))
-        depth -= kind in ("FlowSequenceEndToken", "FlowMappingEndToken", "BlockEndToken")
-        if kind == "AliasToken":
-            raise yaml.YAMLError("it has aliases (*name), which are not read: write the values out")
-        if depth > _DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} deep")
-    return yaml.load(text, _Loader)
+_Loader.add_implicit_resolver(_TAG + "float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def read_text(key: str, text: str) -> Any:  # noqa: ANN401 - whatever stands there
     """The value of a key given as text: for a key that takes text the text itself, else what YAML reads there."""
     field = config_keys().get(canonical(key))
-    kinds = _types(field.annotation) if field else {FieldInfo}
-    if kinds <= {str, Path, NoneType}:
+    kinds = {leaf if isinstance(leaf, type) else type(leaf) for leaf in leaves(field.annotation)} if field else {None}
+    if kinds - {FieldInfo} <= {str, Path, NoneType}:
         return None if NoneType in kinds and text.strip() in ("null", "None", "~") else text
     try:
-        return _yaml(text) if len(text) <= _LONGEST_TEXT else text
+        return yaml.load(text, _Loader) if len(text) <= _LONGEST_TEXT else text
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError):
         return text
-
-
-def _types(annotation: Any) -> set[type]:  # noqa: ANN401 - a type
-    if arguments := get_args(annotation):
-        return {kind for each in arguments for kind in _types(each)} - {FieldInfo}
-    return {annotation if isinstance(annotation, type) else type(annotation)}
 
 
 def flat(nested: Mapping[Any, Any], where: Path | None = None, prefix: str = "") -> dict[str, Any]:
@@ -176,8 +159,8 @@ def _check_size(where: str, value: object) -> None:
         for item in value:
             _check_size(where, item)
     elif isinstance(value, str) and (len(value) > _LONGEST_TEXT or re.search("[\0\ud800-\udfff]", value)):
-        shown = value if len(value) <= 80 else value[:80] + "..."  # half characters: bytes that are no UTF-8
-        raise UserError(where, shown, f"must be UTF-8 text of {_LONGEST_TEXT} characters at most")
+        # half characters: bytes that are no UTF-8
+        raise UserError(where, value[:80], f"must be UTF-8 text of {_LONGEST_TEXT} characters at most")
     elif isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise UserError(where, value, "must be a whole number of at most 2^53")
 
@@ -226,9 +209,3 @@ def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
             before = before if before.get(tag, "train") == value[tag] else {}
         found[key] = _over(before, value)
     return found
-
-
-def values_by_key(layers: Sequence[Layer]) -> dict[str, Any]:
-    """{dotted key: value} of layers, of students those of the first, for the help."""
-    values = layered(layers)
-    return flatten({**values, "student": next(iter(values.pop("students").values()))})

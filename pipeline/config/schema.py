@@ -28,11 +28,10 @@ _SAMPLER = f"teacher@SOLVER:N (SOLVER: {', '.join(SOLVERS)}) or STUDENT@N (N: {'
 Sampler = Annotated[str, AfterValidator(lambda text: str(parse_own(text))), Field(title=_SAMPLER)]
 
 
-def _distinct(values: Sequence[Any]) -> Sequence[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise UserError("", list(values), f"{value} stands there twice: name it once")
-    return values
+def distinct(where: str, values: Sequence[Any]) -> None:
+    """UserError, at `where`, for a value that stands twice."""
+    if (twice := next((value for value in values if values.count(value) > 1), None)) is not None:
+        raise UserError(where, list(values), f"{twice} stands there twice: name it once")
 
 
 class DataConfig(Section):
@@ -49,7 +48,7 @@ class DataConfig(Section):
     image_column: Text | None = Field(default=None, description="column of the images; null: found by its type or name")
     label_column: Text | None = Field(default=None, description="column of the labels; null: found by its type or name")
     image_size: int | None = Field(
-        default=None, ge=1, le=4096, description="resize and crop to this many pixels; null: as they are"
+        default=None, ge=1, le=4096, description="side to resize and crop to; null: as they are"
     )
     channels: Literal[1, 3] | None = Field(default=None, description="1 (grey) or 3 (RGB): convert; null: as they are")
     horizontal_flip: bool = Field(default=False, description="mirror training images at random")
@@ -94,25 +93,35 @@ class TrainConfig(Section):
 
     kimg: Positive = Field(description="length in thousands of images")
     batch_size: Count = Field(description="images per optimizer step, over all processes")
-    slices: Count = Field(
-        default=1, description="fixed parts of the batch, each with its own randomness; divides batch_size"
-    )
+    slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
     warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
-    decay: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="learning rate after the warm-up"
-    )
+    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
     betas: tuple[Share, Share] = Field(description="AdamW betas")
     weight_decay: float = Field(ge=0, description="AdamW weight decay")
-    ema_halflife_kimg: Positive = Field(description="half-life of the weight average, in kimg")
+    ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        title="a number greater than 0, or of a student a list of them",
+        description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
+        "average with the best images is kept",
+    )
     gradient_clip: Positive = Field(description="largest norm of the gradient")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
     log_every: Count = no_number(20, description="optimizer steps between log lines")
 
+    @property
+    def halflives(self) -> dict[str, float]:
+        """The half-lives of the weight averages in kimg, by what logs and manifests call them ("5", "0.5")."""
+        given = self.ema_halflife_kimg if isinstance(self.ema_halflife_kimg, tuple) else (self.ema_halflife_kimg,)
+        return {repr(float(each)).removesuffix(".0"): each for each in given}
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
+        given, most = self.ema_halflife_kimg, self.kimg / 20  # see EMA: longer ones are the same average to the bit
+        if isinstance(given, tuple) and len({min(each, most) for each in given}) < len(given):
+            remedy = f"names an average twice: with {{here}}kimg = {self.kimg} a half-life is held to {most:g}"
+            raise UserError("ema_halflife_kimg", list(given), remedy)
         if self.kimg * 1000 < self.batch_size:
             remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError("kimg", self.kimg, remedy)
@@ -163,10 +172,11 @@ class StudentConfig(Section):
     sigma_min: Positive = Field(default=0.002, description="smallest noise level")
     sigma_max: Positive = Field(default=80.0, description="largest noise level")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
-    regression_kimg: float = Field(
-        default=20.0, ge=0, description="length of the regression onto a teacher that cannot be folded"
-    )
+    regression_kimg: float = Field(20.0, ge=0, description="length of regression onto a teacher that cannot be folded")
     search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
+    quality_kimg: Positive | None = no_number(
+        None, description="kimg between measurements of the averages; null: at the end, where there are several"
+    )
     train: TrainConfig
 
     @model_validator(mode="after")
@@ -216,10 +226,9 @@ class EvalConfig(JudgeConfig):
     latency_seconds: Positive = Field(default=10.0, description="time limit of those runs, in seconds per sampler")
     throughput_batch_sizes: tuple[Count, ...] = Field(min_length=1, description="tried for the throughput")
 
-    _distinct = field_validator("samplers", "throughput_batch_sizes")(_distinct)
-
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
+        distinct("throughput_batch_sizes", self.throughput_batch_sizes)
         if self.images <= (features := EXTRACTORS[self.extractor].dim):
             remedy = f"is too few for the covariance of the {features:,} features of {self.extractor}"
             raise UserError("images", self.images, f"{remedy}; give {features + 1:,} or more")
@@ -264,11 +273,12 @@ class Config(Section):
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
                 raise UserError("eval.samplers", name, remedy)
-        names = [str(name) for name in self.samplers]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError("eval.samplers", list(self.eval.samplers), f"{twice} stands there twice: name it once")
+        distinct("eval.samplers", [str(name) for name in self.samplers])
         if isinstance(self.teacher, TrainedTeacher):
             self.check_steps(self.teacher.num_train_timesteps)
+            if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
+                remedy = "must be one number: a teacher has one average"
+                raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))
@@ -313,7 +323,6 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """The whole configuration as JSON-able values: `config_from_dict` makes it again."""
         values = self.model_dump(mode="json")
-        if list(self.students) != ["student"]:
-            return values
-        single = {"students": ("student", values["students"]["student"])}
-        return dict(single.get(key, (key, value)) for key, value in values.items())
+        students, measured = values.pop("students"), values.pop("eval")
+        alone = list(students) == ["student"]
+        return values | ({"student": students["student"]} if alone else {"students": students}) | {"eval": measured}

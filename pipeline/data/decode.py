@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.files import read_bounded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -53,15 +53,15 @@ class Decoder:
                 image = ImageOps.exif_transpose(image)
                 self._rotated = True
             image = _plain(name, image)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = Image.MAX_IMAGE_PIXELS
             raise UserError(name, None, f"has more than {limit} pixels: make the image smaller") from None
-        except MemoryError:
-            raise
         except Exception as error:  # Pillow's readers raise anything on a damaged file
-            raise UserError(name, None, f"is not a readable image ({_reason(error)}): replace it") from None
+            unknown = isinstance(error, Image.UnidentifiedImageError)  # whose text names a buffer, not a file
+            why = "no known image format" if unknown else first_line(error)
+            raise UserError(name, None, f"is not a readable image ({why}): replace it") from None
         return self.fit(name, image)
 
     def fit(self, name: str, image: Image.Image) -> np.ndarray:
@@ -70,29 +70,22 @@ class Decoder:
             raise UserError(name, None, "has no pixels: remove it")
         if self._first is None:
             self._first = name, image.copy()
-        image = self._sized(name, self._coloured(name, image))
+        image = self._sized(name, self._coloured(name, image, *self._first), *self._first)
         array = np.asarray(image)
         return array[:, :, None] if array.ndim == 2 else array
 
-    def _coloured(self, name: str, image: Image.Image) -> Image.Image:
-        assert self._first is not None
-        first, other = self._first
-        if self._channels is None:
-            if image.mode != other.mode:
-                pair = f"{first} is {_colour(other)}, {name} is {_colour(image)}"
-                raise UserError("data.channels", None, f"images differ: {pair}; set it to 1 or 3 to convert them")
+    def _coloured(self, name: str, image: Image.Image, first: str, other: Image.Image) -> Image.Image:
+        mode = other.mode if self._channels is None else "L" if self._channels == 1 else "RGB"
+        if image.mode == mode:
             return image
-        mode = "L" if self._channels == 1 else "RGB"
-        if image.mode != mode:
-            self._converted = True
-            return image.convert(mode)
-        return image
+        if self._channels is None:
+            pair = f"{first} is {_colour(other)}, {name} is {_colour(image)}"
+            raise UserError("data.channels", None, f"images differ: {pair}; set it to 1 or 3 to convert them")
+        self._converted = True
+        return image.convert(mode)
 
-    def _sized(self, name: str, image: Image.Image) -> Image.Image:
-        assert self._first is not None
-        first, other = self._first
-        width, height = image.size
-        size = self._image_size
+    def _sized(self, name: str, image: Image.Image, first: str, other: Image.Image) -> Image.Image:
+        (width, height), size = image.size, self._image_size
         if size is None:
             if image.size != other.size:
                 pair = f"{first} is {other.width}x{other.height}, {name} is {width}x{height}"
@@ -142,10 +135,3 @@ def _plain(name: str, image: Image.Image) -> Image.Image:
 
 def _colour(image: Image.Image) -> str:
     return "grey" if image.mode == "L" else "colour"
-
-
-def _reason(error: Exception) -> str:
-    """An exception's first line; Pillow's own for an unknown format names a buffer, not a file."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "no known image format"
-    return next(iter(str(error).splitlines()), type(error).__name__)

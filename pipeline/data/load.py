@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.eval.images import pixels_sha256
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
-from fewstep.pipeline.data.source import open_split, quiet_libraries
+from fewstep.pipeline.data.source import Rows, quiet_libraries
 
 _CLASSES = range(2**31)
 
@@ -39,65 +39,45 @@ class ImageData:
 
 def load_data(config: DataConfig, split: str) -> ImageData:
     """Read one split (`config.split` or `config.reference_split`). UserError for whatever is wrong."""
-    if config.source == "digits":
-        return _digits(config, split)
-    with quiet_libraries():
-        rows = open_split(config, split)
     decoder = Decoder(image_size=config.image_size, channels=config.channels)
     arrays: list[np.ndarray] = []
-    labels: list[Any] = []
-    held, most = 0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # bytes; they are put together once
-    with pillow_warnings(), quiet_libraries():
-        for row in rows:
-            arrays.append(decoder.decode(row.name, row.encoded))
-            labels.append(row.label)
-            if (held := held + arrays[-1].nbytes) > most:
-                remedy = f"its images take more than the half of this machine's memory after {len(arrays):,}"
-                raise UserError("data.source", config.source, f"{remedy}: set data.image_size to a smaller one")
+    found: list[Any] = []
+    transforms: list[str] = []
+    if config.source == "digits":  # 1,797 handwritten ones (UCI optical recognition, test part): 8x8, values 0 to 16
+        from sklearn.datasets import load_digits  # a second of imports that other sources do not need
+
+        bunch: Any = load_digits()
+        pixels = np.round(bunch["images"] * (255 / 16)).astype(np.uint8)
+        transforms = ["value = round(v * 255 / 16)"]
+        arrays = [decoder.fit(f"digit {index}", Image.fromarray(digit)) for index, digit in enumerate(pixels)]
+        found, names = bunch["target"].tolist(), tuple(map(str, bunch["target_names"]))
+        columns: dict[str, str | None] = {"image": "images", "label": "target"}
+    else:
+        with pillow_warnings(), quiet_libraries():
+            rows = Rows(config, split)
+            held, most = 0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # put together once
+            for name, encoded, label in rows:
+                arrays.append(decoder.decode(name, encoded))
+                found.append(label)
+                if (held := held + arrays[-1].nbytes) > most:
+                    remedy = f"its images take more than the half of this machine's memory after {len(arrays):,}"
+                    raise UserError("data.source", config.source, f"{remedy}: set data.image_size to a smaller one")
+        names, columns = rows.class_names, {"image": rows.image_column, "label": rows.label_column}
     if not arrays:
         raise UserError("data.source", config.source, f"split {split!r} holds no images")
-    values, names = _labels(labels, rows.class_names, config.label_column)
-    columns = {"image": rows.image_column, "label": rows.label_column if values is not None else None}
-    return _collect(config, split, arrays, values, names, columns, decoder.transforms())
-
-
-def _digits(config: DataConfig, split: str) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits (UCI optical recognition, test part): 8x8, values 0 to 16."""
-    if split != "train":
-        raise UserError("data.split", split, "the digits have one split, train")
-    from sklearn.datasets import load_digits  # a second of imports that other sources do not need
-
-    bunch: Any = load_digits()
-    pixels = np.round(bunch["images"] * (255 / 16)).astype(np.uint8)
-    decoder = Decoder(image_size=config.image_size, channels=config.channels)
-    arrays = [decoder.fit(f"digit {index}", Image.fromarray(digit)) for index, digit in enumerate(pixels)]
-    labels = torch.from_numpy(bunch["target"].astype(np.int64))
-    names = tuple(str(name) for name in bunch["target_names"])
-    transforms = ["value = round(v * 255 / 16)", *decoder.transforms()]
-    return _collect(config, split, arrays, labels, names, {"image": "images", "label": "target"}, transforms)
-
-
-def _collect(
-    config: DataConfig,
-    split: str,
-    arrays: Sequence[np.ndarray],
-    labels: Tensor | None,
-    class_names: tuple[str, ...] | None,
-    columns: dict[str, str | None],
-    transforms: Sequence[str],
-) -> ImageData:
+    labels, names = _labels(found, names, config.label_column)
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     provenance = {
         "source": config.source,
         "split": split,
-        "columns": columns,
+        "columns": columns | ({"label": None} if labels is None else {}),
         "count": len(images),
         "shape": list(images.shape[1:]),
-        "classes": None if class_names is None else list(class_names),
-        "transforms": list(transforms),
+        "classes": None if names is None else list(names),
+        "transforms": transforms + decoder.transforms(),
         "sha256": pixels_sha256(images),
     }
-    return ImageData(images=images, labels=labels, class_names=class_names, provenance=provenance)
+    return ImageData(images=images, labels=labels, class_names=names, provenance=provenance)
 
 
 def _labels(

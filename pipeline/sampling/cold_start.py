@@ -81,11 +81,11 @@ def main(arguments: Sequence[str]) -> None:
 
     from fewstep.eval.images import StoredImages, labels_for
     from fewstep.eval.speed.timing import BatchNoise, synchronise
-    from fewstep.pipeline.sampling.subjects import load_subject
+    from fewstep.pipeline.sampling.subjects import open_subject
 
     moments.append(time.perf_counter())
     device = torch.device(name)
-    sampler: Any = load_subject(text, device, trust=trust == ["--trust"])[0]
+    sampler: Any = open_subject(text, device, trust=trust == ["--trust"])[0]
     if isinstance(sampler, StoredImages):
         raise SystemExit(f"{text}: images that are there already have no start")
     synchronise(device)

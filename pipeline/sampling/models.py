@@ -22,22 +22,12 @@ def prepare_to_sample(model: torch.nn.Module) -> None:
 
 
 class ModelSampler:
-    """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`.
-
-    subject: "teacher" or a student's name; how: "ddim:50", "2".
-    """
+    """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
 
     def __init__(
-        self,
-        subject: str,
-        how: str,
-        label: str,
-        model: Preconditioned,
-        nfe: int,
-        schedule: Sequence[float],
-        sample: Sample,
+        self, name: str, label: str, model: Preconditioned, nfe: int, schedule: Sequence[float], sample: Sample
     ) -> None:
-        self.name, self.label, self.subject = f"{subject}@{how}", label, subject
+        self.name, self.label, self.subject = name, label, name.partition("@")[0]
         self.kind = "student" if isinstance(model, ConsistencyModel) else "teacher"
         self.nfe, self.schedule = nfe, schedule
         self.shape, self.num_classes = model.space.shape, model.space.num_classes
@@ -62,8 +52,7 @@ def teacher_sampler(teacher: Preconditioned, solver: str, steps: int) -> ModelSa
     """The teacher under one of SOLVERS."""
     planned = SOLVERS[solver].plan(teacher.space, steps)
     label = f"Teacher, {SOLVERS[solver].label}, {steps} steps"
-    how = f"{solver}:{steps}"
-    return ModelSampler("teacher", how, label, teacher, planned.nfe, planned.schedule, planned.sample)
+    return ModelSampler(f"teacher@{solver}:{steps}", label, teacher, planned.nfe, planned.schedule, planned.sample)
 
 
 def student_sampler(
@@ -78,6 +67,5 @@ def student_sampler(
         raise UserError("steps", steps, f"this student makes 1 to {most} steps")
     levels = sigmas or student.step_sigmas(steps)
     label = f"{'Student' if name == 'student' else name}, {steps} step{'s' if steps > 1 else ''}"
-
-    function = lambda model, draw, condition: sample_consistency(model, levels, draw, condition)  # noqa: E731
-    return ModelSampler(name, str(steps), label, student, steps, levels, function)
+    function: Sample = lambda model, draw, condition: sample_consistency(model, levels, draw, condition)  # noqa: E731
+    return ModelSampler(f"{name}@{steps}", label, student, steps, levels, function)

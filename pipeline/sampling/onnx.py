@@ -31,23 +31,29 @@ class OnnxSampler:
     device = torch.device("cpu")  # where it runs, whatever device the others of a table run on
 
     def __init__(self, name: str, label: str, path: Path) -> None:
-        onnx, runtime = _libraries(name)
-        self._files = {path}
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError:
+            raise UserError(name, None, "needs onnx and onnxruntime: pip install 'fewstep[export]'") from None
+        self.name, self.label, self._files = name, f"{label}, 1 step", {path}
         with unreadable(name, "cannot be loaded as an ONNX graph"):
             model = onnx.load(path, load_external_data=False)
             for tensor in _tensors(model, onnx.TensorProto):
                 if tensor.data_location == onnx.TensorProto.EXTERNAL:
                     self._files.add(_external(name, path, tensor))
             self.network_parameters = sum(prod(tensor.dims) for tensor in model.graph.initializer)
-            options = runtime.SessionOptions()
+            options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 4  # what is wrong is in the exception
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.name, self.label = name, f"{label}, 1 step"
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.shape = self._checked_shape()
         check_size(name, self.shape)
         with unreadable(name, "fails on a batch of 2"):
-            self._checked_output()
+            image = self._session.run(None, {INPUT: torch.zeros(2, *self.shape).numpy()})[0]
+        if image.shape != (2, *self.shape) or image.dtype.name != "float32":
+            remedy = f"gives {image.dtype.name} {image.shape} for two images {self.shape}; needed is float32, as large"
+            raise UserError(name, None, remedy)
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] on the CPU; `labels` is not used."""
@@ -63,18 +69,9 @@ class OnnxSampler:
         fits = len(inputs) == len(outputs) == 1 and inputs[0].name == INPUT and inputs[0].type == "tensor(float)"
         shape = inputs[0].shape if fits else ()
         if len(shape) != 4 or isinstance(shape[0], int) or not all(isinstance(side, int) for side in shape[1:]):
-            remedy = (
-                f"has the inputs {found} and {len(outputs)} outputs; needed is one float input {INPUT!r} [B, C, H, W]"
-            )
-            raise UserError(self.name, None, f"{remedy} with a free B, and one output")
+            remedy = f"has the inputs {found} and {len(outputs)} outputs; needed is one float input {INPUT!r}"
+            raise UserError(self.name, None, f"{remedy} [B, C, H, W] with a free B, and one output")
         return shape[1], shape[2], shape[3]
-
-    def _checked_output(self) -> None:
-        """One image of zeros through the graph: its output must have the input's shape and type."""
-        image: Any = self._session.run(None, {INPUT: torch.zeros(2, *self.shape).numpy()})[0]
-        if image.shape != (2, *self.shape) or image.dtype.name != "float32":
-            remedy = f"gives {image.dtype.name} {image.shape} for two images {self.shape}; needed is float32, as large"
-            raise UserError(self.name, None, remedy)
 
 
 def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - protobuf's classes are made at run time
@@ -95,13 +92,3 @@ def _external(name: str, path: Path, tensor: Any) -> Path:  # noqa: ANN401 - as 
         remedy = f"has weights in {location!r}, which is no file beside it: put it there, or save the graph in one file"
         raise UserError(name, None, remedy)
     return file
-
-
-def _libraries(name: str) -> tuple[Any, Any]:
-    """onnx and onnxruntime, which are extras."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise UserError(name, None, "needs onnx and onnxruntime: pip install 'fewstep[export]'") from None
-    return onnx, onnxruntime

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from logging import LogRecord, getLogger
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +47,13 @@ class ProgramSampler:
             self._module = move_to_device_pass(program, device).module()
         self.networks = (self._module,)
         for batch in (1, 2):
-            self._check_output(batch)
+            x = torch.zeros(batch, *self.shape, device=device)
+            image = self._run(x)
+            if not isinstance(image, Tensor) or image.shape != x.shape or image.dtype != x.dtype:
+                found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                remedy = f"gives {found} for {tuple(x.shape)}; needed is float32, as large"
+                raise UserError(name, None, remedy.replace("torch.", ""))
 
-    @torch.inference_mode()
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] on the device; `labels` is not used.
 
@@ -56,6 +61,7 @@ class ProgramSampler:
         """
         return self._run(noise.draw().to(self._device))
 
+    @torch.inference_mode()
     def _run(self, x: Tensor) -> Tensor:
         try:
             return self._module(x)
@@ -64,16 +70,6 @@ class ProgramSampler:
         except Exception as error:  # an operator may raise anything
             remedy = "; eval.batch_size and eval.throughput_batch_sizes set smaller ones" if len(x) > 2 else ""
             raise UserError(self.name, None, f"fails on a batch of {len(x)} ({first_line(error)}){remedy}") from None
-
-    @torch.inference_mode()
-    def _check_output(self, batch: int) -> None:
-        """Zeros through the program: the output must have the input's shape and type."""
-        x = torch.zeros(batch, *self.shape, device=self._device)
-        image = self._run(x)
-        if not isinstance(image, Tensor) or image.shape != x.shape or image.dtype != x.dtype:
-            found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            remedy = f"gives {found} for {tuple(x.shape)}; needed is float32, as large"
-            raise UserError(self.name, None, remedy.replace("torch.", ""))
 
 
 def check_trust(name: str, path: Path, *, trust: bool) -> None:
@@ -90,11 +86,10 @@ def check_trust(name: str, path: Path, *, trust: bool) -> None:
 
 def _load(name: str, path: Path) -> ExportedProgram:
     """The program of a trusted file. torch.export only logs why it fails, with a traceback: here that is the error."""
-    reasons: list[Exception] = []
+    reasons: list[Any] = []
 
     def keep(record: LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], Exception):
-            reasons.append(record.exc_info[1])
+        reasons.extend((record.exc_info or ())[1:2])
         return False
 
     log = getLogger("torch.export")

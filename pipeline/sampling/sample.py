@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
@@ -59,13 +58,7 @@ def sample_to_folder(
         else:
             for index, image in enumerate(images):
                 grid(image[None], columns=1).save(stage / f"{index:05d}.png")
-            _enlarged_grid(images).save(stage / "grid.png")
+            picture = grid(images, columns=int(np.ceil(num**0.5)), padding=1)
+            factor = max(1, 800 // max(picture.size))  # small images enlarged
+            picture.resize((picture.width * factor, picture.height * factor), resample=0).save(stage / "grid.png")
     say(f"{num} images, {steps} step{'s' if steps > 1 else ''}, seed {seed}: {out}")
-
-
-def _enlarged_grid(images: Tensor) -> Image.Image:
-    """A padded grid, about square, small images enlarged by a whole factor."""
-    columns = int(np.ceil(len(images) ** 0.5))
-    picture = grid(images, columns=columns, padding=1)
-    factor = max(1, 800 // max(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), resample=0)

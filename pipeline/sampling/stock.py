@@ -8,15 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.schedulers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers.schedulers import EulerDiscreteScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
@@ -24,19 +16,13 @@ from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
 from fewstep.eval.speed.evaluations import each_evaluation
 from fewstep.files import read_json
+from fewstep.teachers.solvers import SOLVERS
 from fewstep.teachers.stock import check_numbers, quiet
 
 PARTS = (ModelMixin, SchedulerMixin)
 
-SCHEDULERS: dict[str, Any] = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "heun": HeunDiscreteScheduler,
-    "lcm": LCMScheduler,
-    "unipc": UniPCMultistepScheduler,
-}
+SCHEDULERS: dict[str, Any] = {name: solver.stock for name, solver in SOLVERS.items()}
+SCHEDULERS |= {"euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
 
 
 def check_index(folder: Path) -> None:
@@ -78,8 +64,9 @@ class PipelineSampler:
             swap_scheduler(name, pipeline, solver)
         self.pipeline.set_progress_bar_config(disable=True)
         self._parameters = inspect.signature(type(pipeline).__call__).parameters
-        self.num_classes = num_classes(pipeline)
         network, rows = denoising_network(name, pipeline), list[int]()
+        config: Any = getattr(network, "config", {})
+        self.num_classes: int | None = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or None
         network.register_forward_pre_hook(stop_if_cancelled)
         parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         self.networks = (network, *(part for part in parts if part is not network))
@@ -127,13 +114,3 @@ def denoising_network(name: str, pipeline: DiffusionPipeline) -> nn.Module:
         if isinstance(network := pipeline.components.get(part), nn.Module):
             return network
     raise UserError(name, None, f"{type(pipeline).__name__} has neither unet nor transformer: not known how to count")
-
-
-def num_classes(pipeline: DiffusionPipeline) -> int | None:
-    """The number of classes of a class-conditional pipeline; None for an unconditional one."""
-    for part in ("unet", "transformer"):
-        config = getattr(pipeline.components.get(part), "config", {})
-        for key in ("num_class_embeds", "num_embeds_ada_norm"):
-            if config.get(key):
-                return int(config[key])
-    return None

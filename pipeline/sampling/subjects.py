@@ -1,11 +1,6 @@
 """What `fewstep benchmark SUBJECT ...` measures: diffusers folders and hub ids, exported generators, images.
 
-RUN/teacher@ddim:50     a DDPMPipeline folder under a solver: ddpm, ddim, dpmsolver++, unipc or heun
-RUN/students/NAME@1     a ConsistencyModelPipeline folder at a number of steps
-FOLDER_OR_ID@50         any other unconditional or class-conditional pipeline, called as its users call it,
-FOLDER_OR_ID@unipc:20   or with another scheduler
-FILE.onnx, FILE.pt2     a one-step generator as a graph: noise in, image out
-FOLDER, FILE.npz        images: of any format in the folder; uint8 [N, H, W, C] in the file
+The command's help lists the forms. A teacher's folder is a DDPMPipeline's, or one with a scaling of its own.
 """
 
 import re
@@ -30,8 +25,9 @@ from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, st
 from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
+from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.students.load import load_student
-from fewstep.teachers.load import load_teacher
+from fewstep.teachers.load import SCALING_FILE, load_teacher
 from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
 
@@ -40,70 +36,46 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, str]:
-    """What a command line's SUBJECT stands for, and a hash of all that makes its images.
+def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, Callable[[], str]]:
+    """What a command line's SUBJECT stands for, and what makes a hash, reading every file of it.
 
     `trust`: also a .pt2 that others made, which can run any code. UserError: no such thing, or one that cannot be read
     or measured.
     """
-    subject, identity = load_subject(text, device, trust=trust)
-    return subject, identity()
-
-
-def load_subject(text: str, device: torch.device, *, trust: bool = False) -> tuple[Subject, Callable[[], str]]:
-    """As `open_subject`, the hash not made yet: it reads every file once more, which nobody who samples does."""
-    place, spec = _split(text)
+    place, at, spec = text.rpartition("@")
+    if not at or Path(text).expanduser().exists():
+        place, spec = text, None
     path = Path(place).expanduser()
-    if path.suffix == ".npz" and path.is_file():
-        _no_spec(text, spec, "images that are there already have no steps")
-        return _stored(text, path, _read_npz(path))
-    if path.suffix in (".onnx", ".pt2") and path.is_file():
-        _no_spec(text, spec, "an exported student makes one step")
+    is_model = any((path / name).is_file() for name in ("model_index.json", SCALING_FILE))
+    if (path.is_dir() and not is_model) or (path.is_file() and path.suffix in (".npz", ".onnx", ".pt2")):
+        if student := next(path.glob("students/[!.]*/model_index.json"), None):
+            remedy = f"is a run: give {path}/teacher@ddim:50, {student.parent}@1 or others of its models"
+            raise UserError(path, None, remedy)
+        exported = path.is_file() and path.suffix != ".npz"
+        if spec is not None:
+            why = "an exported student makes one step" if exported else "images that are there already have no steps"
+            raise UserError(text, spec, f"{why}: leave out what follows @")
+        if not exported:
+            images = _read_folder(path) if path.is_dir() else _read_npz(path)
+            return StoredImages(text, _label(path), images), partial(pixels_sha256, images)
         if path.suffix == ".onnx":
             graph = OnnxSampler(text, _label(path), path)
             return graph, graph.identity
         return ProgramSampler(text, _label(path), path, device, trust=trust), partial(sha256_file, path)
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        _no_run(path)
-        _no_spec(text, spec, "images that are there already have no steps")
-        return _stored(text, path, _read_folder(path))
     if not path.is_dir():
         path = fetch(text, place)
-    solver, steps = _parse(text, spec)
-    sampler = _sampler(text, path, solver, steps, device)
-    return sampler, lambda: sha256_json([_hash_folder(path), solver, steps])
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    place, at, spec = text.rpartition("@")
-    return (text, None) if not at or Path(text).expanduser().exists() else (place, spec)
-
-
-def _parse(text: str, spec: str | None) -> tuple[str | None, int | None]:
-    if spec is None:
-        return None, None
     name = parse(f"x@{spec}")
-    if name is None or name.solver not in (None, *SCHEDULERS):
+    if spec is not None and (name is None or name.solver not in (None, *SCHEDULERS)):
         solvers = ", ".join(SCHEDULERS)
         raise UserError(text, spec, f"what follows @ must be STEPS or SOLVER:STEPS (SOLVER: {solvers})")
-    return name.solver, name.steps
-
-
-def _no_spec(text: str, spec: str | None, why: str) -> None:
-    if spec is not None:
-        raise UserError(text, spec, f"{why}: leave out what follows @")
+    solver, steps = (name.solver, name.steps) if name else (None, None)
+    return _sampler(text, path, solver, steps, device), lambda: sha256_json([folder_hash(path), solver, steps])
 
 
 def _label(path: Path) -> str:
     """The last two parts of a path, such as digits/teacher; of a run's student, digits/NAME."""
     *_, run, folder, name = ("", *path.absolute().parts)
     return f"{run}/{name}" if folder == "students" else f"{folder}/{name}"
-
-
-def _no_run(path: Path) -> None:
-    if student := next(path.glob("students/[!.]*/model_index.json"), None):
-        remedy = f"is a run: give {path}/teacher@ddim:50, {student.parent}@1 or others of its models"
-        raise UserError(path, None, remedy)
 
 
 def fetch(text: str, place: str) -> Path:
@@ -120,40 +92,32 @@ def fetch(text: str, place: str) -> Path:
 def _sampler(
     text: str, path: Path, solver: str | None, steps: int | None, device: torch.device
 ) -> ModelSampler | PipelineSampler:
-    kind = read_json(path / "model_index.json", {}).get("_class_name")
-    label = _label(path)
-    if _is_unconditional(path) and kind == "DDPMPipeline" and solver in SOLVERS and steps:
+    """A folder's model under our own samplers where it is a run's teacher or student, else as its users call it."""
+    label, stock = _label(path), (path / "model_index.json").is_file()
+    kind = read_json(path / "model_index.json", {}).get("_class_name") if stock else "DDPMPipeline"
+    network = path / "unet" / "config.json"
+    config = read_json(network, {}) if network.exists() else {}
+    conditional = any(config.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
+    ours: ModelSampler | None = None
+    if not stock and solver not in SOLVERS:
+        raise UserError(text, None, f"has a scaling of its own: name a solver, @SOLVER:N ({', '.join(SOLVERS)})")
+    if config.get("_class_name") != "UNet2DModel" or conditional:
+        pass
+    elif kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)
-        prepare_to_sample(teacher)
         if steps > len(levels(teacher.space)):
             raise UserError(text, steps, "are more steps than its schedule has")
-        return _named(teacher_sampler(teacher, solver, steps), text, label)
-    if _is_unconditional(path) and kind == "ConsistencyModelPipeline" and solver is None:
-        student = load_student(path, device)
-        prepare_to_sample(student)
-        return _named(student_sampler(student, steps or 1), text, label)
+        ours = teacher_sampler(teacher, solver, steps)
+    elif kind == "ConsistencyModelPipeline" and solver is None:
+        ours = student_sampler(load_student(path, device), steps or 1)
+    if ours is not None:
+        prepare_to_sample(ours.networks[0])
+        ours.name, ours.label = text, f"{label}, {ours.label.partition(', ')[2]}"
+        return ours
     check_index(path)
     with unreadable(text, "cannot be loaded and called as a diffusers pipeline"), quiet():
         pipeline: Any = DiffusionPipeline.from_pretrained(path, use_safetensors=True).to(device)
         return PipelineSampler(text, label, pipeline, steps, solver)
-
-
-def _is_unconditional(path: Path) -> bool:
-    """Whether the folder's network is a UNet2DModel without classes."""
-    file = path / "unet" / "config.json"
-    config = read_json(file, {}) if file.exists() else {}
-    conditional = any(config.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
-    return config.get("_class_name") == "UNet2DModel" and not conditional
-
-
-def _named(sampler: ModelSampler, text: str, label: str) -> ModelSampler:
-    """The sampler under the name and label that it has among other subjects."""
-    sampler.name, sampler.label = text, f"{label}, {sampler.label.partition(', ')[2]}"
-    return sampler
-
-
-def _stored(text: str, path: Path, images: Tensor) -> tuple[StoredImages, Callable[[], str]]:
-    return StoredImages(text, _label(path), images), partial(pixels_sha256, images)
 
 
 def _read_folder(path: Path) -> Tensor:
@@ -188,9 +152,3 @@ def _read_npz(path: Path) -> Tensor:
         remedy = f"holds {images.dtype} {images.shape}; needed is uint8 [N, H, W, C] with 1 or 3 channels"
         raise UserError(path, None, remedy)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def _hash_folder(path: Path) -> str:
-    """sha256 over the configurations and weights of a pipeline's folder."""
-    files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file())
-    return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in files})

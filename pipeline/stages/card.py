@@ -38,7 +38,7 @@ images = pipeline(batch_size=16, num_inference_steps=1).images
 The two-step noise level was chosen from {searched}, by KID of {images} images of a seed block that no result uses,
 against {real:,} real images that no result is measured against. The search made {made:,} images by
 {evaluations:,} network evaluations, in {seconds:.0f} s.
-Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
+{averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
 
 - sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, sigma_data {sigma_data:g}; {parameters:,} parameters
 - data: `{source}`, split `{split}`; seed {seed}
@@ -54,6 +54,9 @@ def model_card(config: Config, student: str, model: ConsistencyModel, facts: dic
     steps = [n for n in (1, 2, 4, 8) if n < count]
     call = ", ".join(f"{key}={value}" for key, value in stock_call(model, 4).items())
     search = facts["search"]
+    quality = facts.get("quality", {"halflives": {}, "chosen": ""})
+    values = ", ".join(f"{value:.4g} at {name} kimg" for name, value in quality["halflives"].items())
+    averages = f"Its weights are the average of half-life {quality['chosen']} kimg, chosen by KID too ({values}).\n"
     rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
     return _CARD.format(
         name=config.name if student == "student" else f"{config.name}-{student}",
@@ -70,6 +73,7 @@ def model_card(config: Config, student: str, model: ConsistencyModel, facts: dic
         made=search["cost"]["images"],
         evaluations=search["cost"]["evaluations"],
         seconds=search["cost"]["seconds"],
+        averages=averages if len(quality["halflives"]) > 1 else "",
         checked=", ".join(facts["round_trip"]),
         round_trip=max(facts["round_trip"].values()),
         sigma_min=model.sigma_min,

@@ -19,11 +19,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise UserError(
-                folder,
-                None,
-                f"is in use by another run (process {holder}); wait for it or give another --name",
-            ) from None
+            remedy = f"is in use by another run (process {holder}); wait for it or give another --name"
+            raise UserError(folder, None, remedy) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

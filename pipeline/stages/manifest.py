@@ -35,17 +35,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def model_hash(folder: Path) -> str:
     """A hash of the model that a finished stage left: sha256 of its weights and configurations, not of its card."""
     outputs = read_manifest(folder)["outputs"]
-    return sha256_json({name: outputs[name]["sha256"] for name in outputs if is_model_file(name)})
+    return sha256_json({name: outputs[name]["sha256"] for name in filter(_is_model_file, outputs)})
 
 
 def folder_hash(folder: Path) -> str:
     """`model_hash` of a diffusers folder without a manifest, as files have it now."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    names = {file.relative_to(folder).as_posix(): file for file in files}
-    return sha256_json({name: sha256_file(file) for name, file in names.items() if is_model_file(name)})
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return sha256_json({name: sha256_file(folder / name) for name in filter(_is_model_file, names)})
 
 
-def is_model_file(name: str) -> bool:
+def _is_model_file(name: str) -> bool:
     """Whether a file of a pipeline's folder has a part in what the model computes."""
     return name.endswith((".json", ".safetensors")) and name != MANIFEST
 
@@ -87,33 +86,25 @@ def make_stage(
         with staged_folder(folder) as stage:
             more = build(stage) or {}
             seconds = time.monotonic() - clock
-            value = manifest(stage, title, inputs, seconds, started, facts | more)
-            write_json(stage / MANIFEST, sealed(value))
+            files = sorted(path for path in stage.rglob("*") if path.is_file())
+            manifest = {
+                "format": 1,
+                "stage": title,
+                "input_hash": sha256_json(inputs),
+                "inputs": inputs,
+                "started": started,
+                "seconds": round(seconds, 3),
+                "outputs": {
+                    path.relative_to(stage).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
+                    for path in files
+                },
+            }
+            write_json(stage / MANIFEST, sealed(manifest | facts | more))
     except SafetensorError as error:
         if (code := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
     say(f"{title}: done in {seconds:.0f} s")
-
-
-def manifest(
-    folder: Path, name: str, inputs: dict[str, Any], seconds: float, started: str, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """The manifest of a folder's files: inputs and their hash, time, sha256 of each output."""
-    outputs = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    return {
-        "format": 1,
-        "stage": name,
-        "input_hash": sha256_json(inputs),
-        "inputs": inputs,
-        "started": started,
-        "seconds": round(seconds, 3),
-        "outputs": outputs,
-    } | facts
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -125,9 +116,6 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
             hashed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in (was, now_is))
             shown = "is new" if was is None else "is gone" if now_is is None else "is another one"
             name = key.removeprefix("weights.").removeprefix("search.")
-            found[key] = f"{name} {shown}" if hashed else f"{name} {_shown(was)} -> {_shown(now_is)}"
+            values = ("none" if value is None else value for value in (was, now_is))
+            found[key] = f"{name} {shown}" if hashed else f"{name} {' -> '.join(map(str, values))}"
     return found
-
-
-def _shown(value: object) -> object:
-    return "none" if value is None else value

@@ -89,17 +89,15 @@ class Run(RunContext):
 
     def check(self, until: str) -> None:
         """What can be known to be wrong before any work starts."""
-        config = self.config
-        if until == "teacher":
+        if until == "teacher" or (self.folder / "eval" / MANIFEST).exists():
             return
-        if not (self.folder / "eval" / MANIFEST).exists():
-            shape = tuple(self.data_facts["shape"])
-            check_extractor(config.eval.extractor, config.eval.weights, shape)
-            if config.eval.reference is not None:
-                from fewstep.eval.quality.reference_files import read_reference
+        config = self.config.eval
+        check_extractor(config.extractor, config.weights, tuple(self.data_facts["shape"]))
+        if config.reference is not None:
+            from fewstep.eval.quality.reference_files import read_reference
 
-                extractor = load_extractor(config.eval.extractor, config.eval.weights, self.device)
-                read_reference(config.eval.reference.expanduser(), extractor)
+            extractor = load_extractor(config.extractor, config.weights, self.device)
+            read_reference(config.reference.expanduser(), extractor)
 
     def write_config(self) -> None:
         """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
@@ -114,8 +112,7 @@ class Run(RunContext):
     def teacher(self) -> None:
         """Train a teacher, or load one, into teacher/."""
         if isinstance(self.config.teacher, LoadedTeacher):
-            inputs = {"teacher.source": source_hash(self.config.teacher.source)}
-            redone = "loaded again"
+            inputs, redone = {"teacher.source": source_hash(self.config.teacher.source)}, "loaded again"
         else:
             inputs = {"teacher": self.config.teacher.numbers()} | self._training_inputs()
             redone = "trained again from the start"
@@ -129,7 +126,10 @@ class Run(RunContext):
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
-            inputs = {"weights": weights, "search": search | self._extractor()}
+            search |= self._extractor()
+            if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
+                weights, search = weights | search, {}
+            inputs = {"weights": weights, "search": search}
             self._stage(
                 f"students/{name}",
                 self.title(name),
@@ -152,10 +152,9 @@ class Run(RunContext):
         del settings["samplers"], settings["extractor"]
         if (file := self.config.eval.reference) is not None:
             settings["reference"] = sha256_file(file.expanduser())
-        data = self.config.data
         shared = {"eval": settings} | self._extractor() | {"data": self.data_facts["sha256"]}
-        shared |= {"data.reference_split": data.reference_split, "data.horizontal_flip": data.horizontal_flip}
-        shared |= {"data.choice_split": data.choice_split}
+        keys = ("reference_split", "horizontal_flip", "choice_split")
+        shared |= {f"data.{key}": getattr(self.config.data, key) for key in keys}
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}

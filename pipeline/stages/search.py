@@ -96,11 +96,14 @@ def search_levels(
 
 def choose_two_steps(trials: Trials, sigma_min: float, sigma_max: float) -> tuple[StepGrid, dict[str, float]]:
     """The grid of the best two-step level, and KID by level, over all images."""
-    grids, values = {}, {}
+    grids = {}
     for sigma in SEARCHED_SIGMAS:
         with suppress(ValueError):  # out of any grid's reach between these bounds
             grids[sigma] = solve_grid(sigma, sigma_min, sigma_max)
-            values[sigma] = trials.kid([sigma_max, sigma], trials.count)
+    if not grids:
+        say(f"  no level of the search is in reach of student.sigma_max = {sigma_max:g}: the grid's own is taken")
+        grids = {StepGrid().sigmas(2, sigma_min, sigma_max)[1]: StepGrid()}
+    values = {sigma: trials.kid([sigma_max, sigma], trials.count) for sigma in grids}
     best = min(values, key=lambda sigma: values[sigma])
     return grids[best], {str(sigma): value for sigma, value in values.items()}
 

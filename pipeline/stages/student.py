@@ -37,10 +37,10 @@ def make_student(
     """
     real = choice_images(run.config.data, run.data.images)
     if kept is None:
-        average, facts = _distil(run, name, sha256_json(inputs["weights"]))
+        average, facts = _distil(run, name, sha256_json(inputs["weights"]), real)
     else:
         average = load_student(run.folder / "students" / name, run.device)
-        facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost") if key in kept}
+        facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
     from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
 
     average.grid, search = search_levels(run, run.config.students[name], average, real)
@@ -57,8 +57,11 @@ def make_student(
     return facts
 
 
-def _distil(run: RunContext, name: str, identity: str) -> tuple[ConsistencyModel, dict[str, Any]]:
-    """The averaged student after training, and what the manifest keeps of it; `identity` is its checkpoints'."""
+def _distil(run: RunContext, name: str, identity: str, real: Tensor) -> tuple[ConsistencyModel, dict[str, Any]]:
+    """The averaged student after training, and what the manifest keeps of it; `identity` is its checkpoints'.
+
+    Of several averages it is the one with the best images, judged by the `real` ones of choices.
+    """
     config, folder, key = run.config.students[name], run.folder / "teacher", run.config.student_key(name)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = sha256_file(weights)
@@ -68,10 +71,19 @@ def _distil(run: RunContext, name: str, identity: str) -> tuple[ConsistencyModel
     objective = config.method.build(model, teacher)
     say(f"{run.title(name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
     job = run.training_job(f"students/{name}", key, config.train, identity)
-    average = train(objective, job, run.accelerated(config.train.precision))
+    facts, quality = conversion | {"cost": vars(objective.cost)}, None
+    if config.quality_kimg is not None or len(config.train.halflives) > 1:
+        from fewstep.pipeline.stages.quality import Quality  # seconds that other trainings do not wait
+
+        quality = Quality(run, config.search_images, real)
+    accelerator = run.accelerated(config.train.precision)
+    averages = train(objective, job, accelerator, quality, config.quality_kimg or math.inf)
+    average = next(iter(averages.values()))
+    if quality is not None:
+        average, facts["quality"] = quality.best(averages)
     assert isinstance(average, ConsistencyModel)
     assert sha256_file(weights) == before, "the teacher's weights changed on disk"
-    return average, conversion | {"cost": vars(objective.cost)}
+    return average, facts
 
 
 def _convert(
@@ -117,21 +129,23 @@ def _convert(
 
 def _regress(
     run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned, identity: str
-) -> tuple[ConsistencyModel, list[float]]:
+) -> tuple[ConsistencyModel, tuple[float, float] | None]:
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
     config = run.config.students[name]
-    low, high = trusted_range(teacher, _images(run, 512), run.student_generator(name, "trusted"))
+    trusted = trusted_range(teacher, _images(run, 512), run.student_generator(name, "trusted"))
+    where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
-        f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto clean images where "
-        f"that denoises worse than a shrinkage (outside noise levels {low:.3g} to {high:.3g})"
+        f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images where it "
+        f"denoises no better than a shrinkage does (it is better {where})"
     )
     warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
-    short = config.train.model_copy(update={"kimg": config.regression_kimg, "warmup_kimg": warmup})
+    changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
+    short = config.train.model_copy(update=changes | {"ema_halflife_kimg": min(config.train.halflives.values())})
     key = f"{run.config.student_key(name)}-regression"
     job = run.training_job(f"students/{name}/regression", key, short, identity)
-    average = train(Regression(model, teacher, (low, high)), job, run.accelerated(short.precision))
+    (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()
     assert isinstance(average, ConsistencyModel)
-    return average.requires_grad_(True).train(), [low, high]
+    return average.requires_grad_(True).train(), trusted
 
 
 def _conversion_error(run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned) -> dict[str, float]:

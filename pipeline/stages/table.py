@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.eval.benchmark import Subject, benchmark
+from fewstep.eval.benchmark import benchmark
 from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.eval.images import StoredImages
@@ -41,15 +41,18 @@ def compare_subjects(
     with raising_signals():
         opened = [open_subject(text, device, trust=trust) for text in texts]
         subjects = [subject for subject, _ in opened]
-        shape = _common_shape(subjects)
+        first, shape = subjects[0], subjects[0].shape
+        if other := next((subject for subject in subjects if tuple(subject.shape) != tuple(shape)), None):
+            remedy = f"makes images {tuple(other.shape)} (C, H, W), {first.name} {tuple(shape)}: measure them apart"
+            raise UserError(other.name, None, remedy)
         EXTRACTORS[settings.extractor].check_shape(shape)
         extractor = load_extractor(settings.extractor, settings.weights, device)
         reference = read_reference(reference_file, extractor)
-        training = None if training_data is None else load_data(training_data, training_data.split).images
-        if training is not None and tuple(training.shape[1:]) != shape:
-            raise UserError("--training", training_data, f"holds images {tuple(training.shape[1:])}, not {shape}")
-        searched = None
-        if training is not None and training_data is not None:
+        training = searched = None
+        if training_data is not None:
+            training = load_data(training_data, training_data.split).images
+            if tuple(training.shape[1:]) != shape:
+                raise UserError("--training", training_data, f"holds images {tuple(training.shape[1:])}, not {shape}")
             searched = training_features(settings, training, training_data, extractor)
         with run_lock(out):
             sweep(out)
@@ -61,7 +64,7 @@ def compare_subjects(
                 training_images=training,
                 training_features=searched,
                 extractor=extractor,
-                settings=settings_of(settings, {subject.name: identity for subject, identity in opened}),
+                settings=settings_of(settings, {subject.name: make_hash() for subject, make_hash in opened}),
                 folder=out,
                 device=device,
                 say=lambda text: say(f"  {text}"),
@@ -72,15 +75,3 @@ def compare_subjects(
     say(table)
     say(str(out / "index.html"))
     return out
-
-
-def _common_shape(subjects: list[Subject]) -> tuple[int, int, int]:
-    """(C, H, W) of all subjects; UserError where one differs from the first."""
-    first = subjects[0]
-    for subject in subjects[1:]:
-        if tuple(subject.shape) != tuple(first.shape):
-            remedy = (
-                f"makes images {tuple(subject.shape)} (C, H, W), {first.name} {tuple(first.shape)}: measure them apart"
-            )
-            raise UserError(subject.name, None, remedy)
-    return first.shape

@@ -61,7 +61,7 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     )
     scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
     job = run.training_job("teacher", "teacher", config.train, config_hash)
-    average = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision))
+    (average,) = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision)).values()
     unet = cast(UNet2DModel, average.cpu().to(memory_format=torch.contiguous_format))
     save_teacher(ddpm_model(unet, scheduler), scheduler, stage)
     return {"network_parameters": parameters}

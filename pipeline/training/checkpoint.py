@@ -35,10 +35,11 @@ _LEFTOVER = re.compile(r"\.step-\d{9}\.(new|old)")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a checkpoint holds: the tensors of the objective, the average and the optimizer, and unlogged losses."""
+    """What a checkpoint holds: the tensors of the objective, the averages and the optimizer, and unlogged losses."""
 
     objective: nn.Module
     ema: nn.Module
+    """The average, or a ModuleList of several."""
     optimizer: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last log line, so that a resumed log holds the same means."""

@@ -1,10 +1,12 @@
 """The one training loop: teachers and every distillation method are an Objective handed to it.
 
-It owns device, precision, accumulation, the weight average, checkpoints, logging and signals.
+It owns device, precision, accumulation, the weight averages, checkpoints, logging and signals.
 """
 
 import math
+import signal
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,12 @@ from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoin
 from fewstep.pipeline.training.ema import EMA
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
-from fewstep.pipeline.training.signals import PendingSignal, deferred_signals
+from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
 from fewstep.teachers.interfaces import Batch, Condition, Objective, Progress, moved
+
+Probe = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
+"""What is to be logged of the averages, given by half-life; it changes neither them nor torch's generators."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +70,26 @@ class TrainingJob:
         return config.learning_rate * warmup * course[config.decay]
 
 
-def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> nn.Module:
-    """Train an objective to the end of the job, from its newest checkpoint; returns the average of `averaged()`."""
+def train(
+    objective: Objective,
+    job: TrainingJob,
+    accelerator: Accelerator,
+    probe: Probe | None = None,
+    probe_kimg: float = math.inf,
+) -> dict[str, nn.Module]:
+    """Train an objective to the end of the job, from its newest checkpoint; returns the averages of `averaged()`.
+
+    They are named by their half-lives, see `TrainConfig.halflives`. The main process calls `probe` at the first log
+    line after every `probe_kimg` and at the end.
+    """
     config = job.config
     if config.slices % accelerator.num_processes:
         remedy = f"must be a multiple of the number of processes, {accelerator.num_processes}"
         raise UserError(f"{job.title}.train.slices", config.slices, remedy)
     objective.to(accelerator.device).train()
-    ema = EMA(objective.averaged(), config.ema_halflife_kimg)
+    emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
+    averages = {name: ema.network for name, ema in emas.items()}
+    kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
     optimizer = torch.optim.AdamW(
         objective.parameter_groups(),
         lr=config.learning_rate,
@@ -80,7 +97,7 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
         weight_decay=config.weight_decay,
         fused=True,
     )
-    state = TrainingState(objective=objective, ema=ema.network, optimizer=optimizer)
+    state = TrainingState(objective=objective, ema=kept, optimizer=optimizer)
     step = 0
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
         step = load_checkpoint(found, state)
@@ -91,11 +108,12 @@ def train(objective: Objective, job: TrainingJob, accelerator: Accelerator) -> n
     try:
         with deferred_signals() as pending:
             late = _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
-            _Training(job, accelerator, wrapped, optimizer, ema, state, log, pending, late).run(step)
+            training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
+            training.run(step, probe, probe_kimg)
     finally:
         if log:
             log.close()
-    return ema.network
+    return averages
 
 
 def _is_asynchronous(device: torch.device) -> bool:
@@ -115,7 +133,7 @@ class _Training:
     accelerator: Accelerator
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: EMA
+    emas: dict[str, EMA]
     state: TrainingState
     log: TrainingLog | None
     pending: PendingSignal
@@ -126,7 +144,7 @@ class _Training:
     signal: int | None = None
     """What any process of several had got by the last step."""
 
-    def run(self, start: int) -> None:
+    def run(self, start: int, probe: Probe | None, probe_kimg: float) -> None:
         """Train from step `start` to the end; a signal ends it after the step in which it arrives."""
         job, config, total = self.job, self.job.config, self.job.total_steps
         objective: Objective = self.state.objective  # type: ignore[assignment]
@@ -139,10 +157,12 @@ class _Training:
                     group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
                 extra = self.step(progress)
                 done = step + 1
-                self.ema.update(objective.averaged(), done * config.batch_size, config.batch_size)
+                for ema in self.emas.values():
+                    ema.update(objective.averaged(), done * config.batch_size, config.batch_size)
                 objective.update(progress)
-                stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
                 logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
+                probed = self.probed(probe) if probe and logs and self._probe_is_due(done, probe_kimg) else {}
+                stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
                 if logs or saves or stop:
                     self.read()
                 if logs:
@@ -153,9 +173,8 @@ class _Training:
                         rate = (done - start) * config.batch_size / 1000 / seconds if seconds > 0 else 0.0
                         record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                         record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
-                        self.log.write(
-                            record | {"seconds": seconds} | {name: float(value) for name, value in extra.items()}
-                        )
+                        record |= {"seconds": seconds} | {name: float(value) for name, value in extra.items()}
+                        self.log.write(record | dict(probed))
                         line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 if self.log and (saves or stop):
                     self.log.sync()
@@ -193,6 +212,25 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return extra
+
+    def _probe_is_due(self, done: int, probe_kimg: float) -> bool:
+        """Whether a multiple of `probe_kimg` lies between the last log line and step `done`, or training ends."""
+        config = self.job.config
+        last = (done - 1) // config.log_every * config.log_every
+        passed = [step * config.batch_size / 1000 // probe_kimg for step in (last, done)]
+        return done == self.job.total_steps or passed[0] < passed[1]
+
+    def probed(self, probe: Probe) -> Mapping[str, float]:
+        """What the main process logs of the averages; nothing where a signal has come, which ends a probe at once."""
+        self.read()
+        if self.log is None or self.pending.number:
+            return {}
+        try:
+            with raising_signals():
+                return probe({name: ema.network for name, ema in self.emas.items()})
+        except (KeyboardInterrupt, SystemExit) as left:
+            self.pending.number = signal.SIGINT if isinstance(left, KeyboardInterrupt) else signal.SIGTERM
+            return {}
 
     def read(self) -> None:
         """Take the numbers of the steps since the last call from the device; UserError where one is not finite."""

@@ -3,11 +3,13 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@dataclass
 class PendingSignal:
     """Which signal asked to stop, if one did."""
 
@@ -42,9 +44,7 @@ def raising_signals() -> Iterator[None]:
     """Within, SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        pending = PendingSignal()
-        pending.number = number
-        pending.leave()
+        PendingSignal(number).leave()
 
     with _handlers(leave):
         yield

@@ -8,11 +8,12 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from fewstep.errors import UserError, first_line
@@ -70,16 +71,14 @@ def read_json(path: Path, form: Form = object) -> Any:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(path, None, f"is not valid JSON ({first_line(error)})") from None
-    level, depth = [value], 0
-    while level := [item for each in level if isinstance(each, dict | list) for item in _items(each)]:
-        if (depth := depth + 1) > DEEPEST_JSON:
-            raise UserError(path, None, f"is JSON nested more than {DEEPEST_JSON} deep")
+    level = [value]
+    for _ in range(DEEPEST_JSON + 1):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = list(chain.from_iterable(inner))
+    if level:
+        raise UserError(path, None, f"is JSON nested more than {DEEPEST_JSON} deep")
     check_form(path, value, form)
     return value
-
-
-def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def check_form(where: object, value: Any, form: Form) -> None:
@@ -123,13 +122,10 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def unsealed(value: Any) -> dict[str, Any] | None:
     """What `sealed` took, or None where it has changed since."""
-    if not isinstance(value, dict):
-        return None
-    content = {key: item for key, item in value.items() if key != "sha256"}
-    try:
-        return content if value.get("sha256") == sha256_json(content) else None
-    except ValueError:  # a number that is none
-        return None
+    with suppress(ValueError):  # a number that is none
+        if isinstance(value, dict) and sealed(value)["sha256"] == value.get("sha256"):
+            return {key: item for key, item in value.items() if key != "sha256"}
+    return None
 
 
 def read_sealed(path: Path, form: Form = object, remedy: str = "remove it") -> Any:
@@ -165,9 +161,9 @@ def sweep(folder: Path, older_than: float = -math.inf) -> None:
                 path.unlink()
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename or a new file in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Flush a file, or a folder's entries, so that a rename or a new file in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -176,19 +172,17 @@ def fsync_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that at every moment it is the old one or the new one, whole."""
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.parent / f".{path.name}.{token_hex(4)}.tmp"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    _fsync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -209,14 +203,14 @@ def staged_folder(target: Path) -> Iterator[Path]:
     so that a kill at any moment leaves the old folder, the new one, or (between two renames) the old one under
     `.target.old`, which the next call puts back. A link in target's place is replaced, what it points to is left alone.
     """
-    target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     restore_folder(target)
-    old, stage = _aside(target), _stage_of(target)
+    old, stage = _beside(target, "old"), _beside(target, "new")
     stage.mkdir()
     try:
         yield stage
-        _fsync_tree(stage)
+        for path in (*stage.rglob("*"), stage):
+            _fsync(path)
     except BaseException:
         with suppress(OSError):
             remove(stage)
@@ -224,15 +218,15 @@ def staged_folder(target: Path) -> Iterator[Path]:
     if os.path.lexists(target):
         os.rename(target, old)
     os.rename(stage, target)
-    fsync_folder(target.parent)
+    _fsync(target.parent)
     with suppress(OSError):
         remove(old)
 
 
 def restore_folder(target: Path) -> None:
     """Undo a replacement of `target` that was cut off between its two renames, and remove one that was never whole."""
-    old = _aside(Path(target))
-    remove(_stage_of(Path(target)))
+    old = _beside(target, "old")
+    remove(_beside(target, "new"))
     if os.path.lexists(old):
         if os.path.lexists(target):
             remove(old)
@@ -240,23 +234,5 @@ def restore_folder(target: Path) -> None:
             os.rename(old, target)
 
 
-def _stage_of(target: Path) -> Path:
-    return target.parent / f".{target.name}.new"
-
-
-def _aside(target: Path) -> Path:
-    return target.parent / f".{target.name}.old"
-
-
-def _fsync_tree(folder: Path) -> None:
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with open(Path(directory, name), "rb") as file:
-                os.fsync(file.fileno())
-        fsync_folder(Path(directory))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{what}"

@@ -19,7 +19,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.subjects import open_subject
 from fewstep.students.load import load_student
-from fewstep.teachers.load import load_teacher, save_teacher
+from fewstep.teachers.load import ddpm_model, load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler
 
 CPU = torch.device("cpu")
@@ -29,7 +29,8 @@ WEIGHTS = PublishedWeights(network="a network", owner="its", url="x", sha256="0"
 @pytest.fixture
 def folder(tmp_path, tiny_unet):
     """A sound teacher's folder."""
-    save_teacher(tiny_unet(), build_scheduler(100, "linear", "v_prediction"), tmp_path / "model")
+    scheduler = build_scheduler(100, "linear", "v_prediction")
+    save_teacher(ddpm_model(tiny_unet(), scheduler), scheduler, tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -49,7 +49,6 @@ FAULTS = {
     "eval.training_features: 1: is too few": one_training_feature,
     "model: makes images (C, H, W) = (1, 5000, 8)": lambda at: check_size("model", (1, 5000, 8)),
     "data: 3: is a section: give its keys": lambda at: load_config("digits", {"data": 3}),
-    "data.split: 'test': the digits have one split": lambda at: load_data(load_config("digits").data, "test"),
     "a.png: has no pixels": lambda at: Decoder(image_size=None, channels=None).fit("a.png", Image.new("L", (0, 4))),
     "until: 'nothing': must be one of": lambda at: run("digits", until="nothing"),
     "x: Decoding has neither unet nor transformer": lambda at: denoising_network("x", Decoding(torch.nn.Identity())),

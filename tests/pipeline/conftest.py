@@ -1,10 +1,14 @@
-"""What tests share: a training of twelve steps, an exported generator."""
+"""What tests share: a training of twelve steps, an exported generator, an EDM teacher."""
 
 import pytest
 import torch
 from exported_programs import Generator, exported
 
 from fewstep.pipeline.stages.manifest import make_stage
+from fewstep.teachers.interfaces import Space
+from fewstep.teachers.load import save_teacher
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import EDM
 from small_training import Denoising, Training
 
 
@@ -37,3 +41,11 @@ def program(generator, tmp_path_factory):
 
     make_stage(folder, "export", {}, {}, build)
     return folder / "student.pt2"
+
+
+@pytest.fixture
+def edm_folder(tiny_unet, tmp_path):
+    """A teacher's folder without model_index.json: EDM scaling in fewstep.json, random weights, 1x8x8 images."""
+    space = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0)
+    save_teacher(Preconditioned(tiny_unet(seed=3), EDM(sigma_data=0.5), space), None, tmp_path / "edm")
+    return tmp_path / "edm"

@@ -67,8 +67,11 @@ def test_ddpm_gives_the_images_of_the_stock_pipeline(tiny_unet: Build, draws: Dr
 def test_schedulers_of_diffusers_give_the_images_of_their_own_stepping(
     tiny_unet: Build, draws: Draws, name: str, options: dict[str, Any]
 ):
-    """Fed with x0 in sigma by us, with the network's own output by the stock loop, from the same noise."""
-    teacher, pipeline = teacher_of(tiny_unet(), **options)
+    """Fed with x0 in sigma by us, with the network's own output by the stock loop, from the same noise.
+
+    Without clipping: that of large noise levels is ours.
+    """
+    teacher, pipeline = teacher_of(tiny_unet(), clip_sample=False, **options)
     solver = SOLVERS[name]
     scheduler: Any = solver.stock.from_config(pipeline.scheduler.config, timestep_spacing="trailing", **solver.options)
     scheduler.set_timesteps(10)
@@ -83,7 +86,7 @@ def test_schedulers_of_diffusers_give_the_images_of_their_own_stepping(
     atol = 1e-3 if options.get("rescale_betas_zero_snr") and name != "ddim" else 1e-5
     if options == {"prediction_type": "epsilon"} and name == "ddim":
         atol = 5e-5  # float32: the rounding of an epsilon output, 6e-8, is multiplied by sigma = 157 here and there
-    torch.testing.assert_close(ours, x.clamp(-1, 1), atol=atol, rtol=0)
+    torch.testing.assert_close(ours, x, atol=atol * max(1.0, float(x.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize("name", STEPPED)

@@ -87,6 +87,18 @@ def test_plot_is_an_svg_with_text_as_text_and_equal_bytes():
     assert not re.search(r"<metadata|<script|#0([1-9])0\1", svg)
 
 
+def test_measured_averages_have_a_panel_beside_the_loss_with_a_line_each():
+    records = [{"kimg": kimg, "loss": 0.1 + 1 / kimg} for kimg in range(1, 30)]
+    plain = training_curves({"teacher": records, "student": records})
+    assert "KID" not in plain
+    for kimg in (10, 20):
+        records[kimg] = records[kimg] | {"kid_10": 0.01 / kimg, "kid_2": -0.001}
+    svg = training_curves({"teacher": records[:9], "student": records})
+    assert svg.index("2 kimg") < svg.index("10 kimg")
+    assert svg.count("KID, one step") == 1
+    assert svg.count("training loss (log)") == 1
+
+
 def test_running_mean_of_a_constant_is_the_constant_and_of_one_record_itself():
     np.testing.assert_allclose(running_mean(np.full(5000, 0.25)), 0.25, rtol=1e-12)
     line = running_mean(np.arange(401.0))  # of a window of 21

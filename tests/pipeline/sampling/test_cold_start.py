@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 
 from fewstep.files import read_json, write_json
 from fewstep.pipeline.sampling.cold_start import add_cold_starts, cold_start
-from fewstep.pipeline.sampling.subjects import load_subject
+from fewstep.pipeline.sampling.subjects import open_subject
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_the_process_ends_with_a_call_that_is_interrupted(subject, processes, mo
 
 
 def test_loading_does_not_hash(subject, monkeypatch):
-    monkeypatch.setattr("fewstep.pipeline.sampling.subjects.sha256_file", lambda path: pytest.fail("hashed"))
-    assert load_subject(subject, torch.device("cpu"))[0].name == subject
+    monkeypatch.setattr("fewstep.pipeline.sampling.subjects.folder_hash", lambda path: pytest.fail("hashed"))
+    assert open_subject(subject, torch.device("cpu"))[0].name == subject
 
 
 def test_what_is_measured_is_kept_and_a_failure_is_tried_again(tmp_path, monkeypatch):

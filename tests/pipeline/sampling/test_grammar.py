@@ -2,7 +2,8 @@
 
 import pytest
 
-from fewstep.pipeline.sampling.grammar import SamplerName, parse, parse_own
+from fewstep.pipeline.sampling.grammar import SOLVERS, SamplerName, parse, parse_own
+from fewstep.teachers import solvers
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,7 @@ def test_what_is_no_name_has_no_parts(text):
 def test_of_a_run_only_a_teacher_has_solvers_and_students_few_steps(text):
     with pytest.raises(ValueError, match=text):
         parse_own(text)
+
+
+def test_the_solvers_that_can_be_named_are_those_that_there_are():
+    assert tuple(solvers.SOLVERS) == SOLVERS

@@ -29,7 +29,7 @@ class Latent(nn.Module):
 def test_images_are_the_module_s_at_every_batch(program, generator, batch):
     sampler, identity = open_subject(str(program), CPU)
     assert isinstance(sampler, ProgramSampler)
-    assert (sampler.nfe, sampler.shape, sampler.kind, len(identity)) == (1, (1, 8, 8), "export", 64)
+    assert (sampler.nfe, sampler.shape, sampler.kind, len(identity())) == (1, (1, 8, 8), "export", 64)
     assert sampler.network_parameters == 40 + 37 + 8 + 1
     x = KeyedNoise((1, 8, 8), 3, 0, batch).draw()
     with torch.no_grad():

@@ -56,7 +56,7 @@ def test_a_manifest_that_does_not_name_the_file_vouches_for_nothing(export, mani
 
 def test_a_foreign_file_is_opened_at_the_user_s_word(program, tmp_path):
     path = shutil.copy(program, tmp_path / "x.pt2")
-    assert open_subject(str(path), CPU, trust=True)[1] == sha256_file(program)
+    assert open_subject(str(path), CPU, trust=True)[1]() == sha256_file(program)
     assert cold_start(str(path), "cpu", trust=True)
 
 

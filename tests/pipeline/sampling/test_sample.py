@@ -86,7 +86,7 @@ def test_a_run_without_a_student_is_refused_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("wrong", "where"),
-    [({"labels": [3]}, "labels"), ({"steps": 0}, "steps"), ({"steps": 9}, "steps"), ({"num": 0}, "num")],
+    [({"labels": [3]}, "labels"), ({"steps": 0}, "steps"), ({"steps": 999}, "steps"), ({"num": 0}, "num")],
 )
 def test_what_the_student_cannot_do_is_refused(student, wrong, where):
     with pytest.raises(UserError, match=f"^{where}: "):

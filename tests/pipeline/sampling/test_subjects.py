@@ -25,8 +25,10 @@ from fewstep.eval.features.digits_cnn import digits
 from fewstep.eval.images import Generated, StoredImages
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
+from fewstep.pipeline.sampling.models import teacher_sampler
 from fewstep.pipeline.sampling.stock import PipelineSampler
 from fewstep.pipeline.sampling.subjects import open_subject
+from fewstep.teachers.load import load_teacher
 
 CPU = torch.device("cpu")
 
@@ -86,6 +88,21 @@ def test_a_teacher_without_a_solver_is_called_as_its_users_call_it(tiny_run):
     np.testing.assert_allclose((ours.permute(0, 2, 3, 1).numpy() + 1) / 2, theirs, atol=1e-6)
 
 
+def test_a_teacher_with_a_scaling_of_its_own_is_sampled_under_a_named_solver(edm_folder, tmp_path):
+    sampler = opened(f"{edm_folder}@heun:18")
+    assert (sampler.kind, sampler.nfe, sampler.shape) == ("teacher", 35, (1, 8, 8))
+    noise = KeyedNoise((1, 8, 8), 0, 0, 2)
+    own = teacher_sampler(load_teacher(edm_folder), "heun", 18)
+    torch.testing.assert_close(sampler.sample(noise), own.sample(KeyedNoise((1, 8, 8), 0, 0, 2)))
+    identity = open_subject(f"{edm_folder}@heun:18", CPU)[1]()
+    shutil.copytree(edm_folder, tmp_path / "other")
+    scaling = tmp_path / "other" / "fewstep.json"
+    scaling.write_text(scaling.read_text().replace("0.5", "0.6"))
+    assert open_subject(f"{tmp_path / 'other'}@heun:18", CPU)[1]() != identity
+    with pytest.raises(UserError, match="name a solver"):
+        open_subject(f"{edm_folder}@18", CPU)
+
+
 def test_another_pipeline_is_measured_and_its_evaluations_counted(ddim_folder):
     own = opened(f"{ddim_folder}@5")
     assert (own.nfe, own.shape, own.num_classes, own.kind) == (5, (1, 8, 8), None, "pipeline")
@@ -141,12 +158,12 @@ def test_guidance_that_doubles_the_batch_costs_two_evaluations_a_step():
 
 
 def test_a_hash_covers_weights_and_steps(ddim_folder):
-    first = open_subject(f"{ddim_folder}@5", CPU)[1]
-    assert open_subject(f"{ddim_folder}@5", CPU)[1] == first
-    assert open_subject(f"{ddim_folder}@6", CPU)[1] != first
+    first = open_subject(f"{ddim_folder}@5", CPU)[1]()
+    assert open_subject(f"{ddim_folder}@5", CPU)[1]() == first
+    assert open_subject(f"{ddim_folder}@6", CPU)[1]() != first
     config = ddim_folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_end": 0.03}))
-    assert open_subject(f"{ddim_folder}@5", CPU)[1] != first
+    assert open_subject(f"{ddim_folder}@5", CPU)[1]() != first
 
 
 def test_a_folder_and_an_npz_of_the_same_images_are_the_same(pngs, tmp_path):
@@ -155,7 +172,7 @@ def test_a_folder_and_an_npz_of_the_same_images_are_the_same(pngs, tmp_path):
     (folder, one), (file, two) = open_subject(str(pngs), CPU), open_subject(str(tmp_path / "images.npz"), CPU)
     assert isinstance(folder, StoredImages)
     assert isinstance(file, StoredImages)
-    assert one == two
+    assert one() == two()
     assert torch.equal(folder.block(0, 12).images(0, 12), images)
     assert torch.equal(file.block(1, 5).images(0, 5), images[5:10])
 
@@ -185,7 +202,7 @@ def wrong(tmp_path, tiny_run, pngs, form):
     elif form == "run":
         return str(tiny_run)
     elif form in (
-        "students/student@99",
+        "students/student@999",
         "students/student@ddim:2",
         "teacher@ddim:2000",
         "teacher@magic:3",
@@ -208,7 +225,7 @@ def wrong(tmp_path, tiny_run, pngs, form):
         ("empty", r"holds neither a model_index\.json nor images"),
         ("pngs@4", "images that are there already have no steps"),
         ("run", "is a run: give .*/teacher@ddim:50, .*/student@1"),
-        ("students/student@99", r"99: this student makes 1 to \d steps"),
+        ("students/student@999", r"999: this student makes 1 to \d+ steps"),
         ("students/student@ddim:2", "ddim cannot take the place of its CMStochasticIterativeScheduler"),
         ("teacher@ddim:2000", "2000: are more steps than its schedule has"),
         ("teacher@magic:3", r"'magic:3': what follows @ must be STEPS or SOLVER:STEPS"),

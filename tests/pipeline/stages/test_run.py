@@ -94,7 +94,7 @@ def test_quality_is_measured_against_no_image_that_choices_were_made_on(tiny_run
     config = config_from_dict(json.loads((tiny_run / "config.json").read_text())).data
     training = load_data(config, "train").images
     choice, (left, name) = choice_images(config, training), reference_images(config, training)
-    search = json.loads((tiny_run / "student" / "manifest.json").read_text())["search"]
+    search = json.loads((tiny_run / "students" / "student" / "manifest.json").read_text())["search"]
     assert search["real"] == {"count": 359, "sha256": pixels_sha256(choice)}
     reference = json.loads((tiny_run / "eval" / "benchmark.json").read_text())["reference"]
     assert (reference["count"], reference["sha256"], reference["split"]) == (1438, pixels_sha256(left), name)
@@ -184,16 +184,16 @@ def test_a_changed_byte_of_a_finished_output_is_named(run, tiny, capsys):
     assert f"remove {run / 'teacher'}" in line
 
 
-def test_an_epsilon_teacher_is_trained_but_a_run_with_it_is_refused_at_once(tiny, tmp_path, capsys):
-    arguments = tiny(tmp_path, teacher__prediction="epsilon", teacher__train__kimg=0.128)
-    line = refused(capsys, "run", *arguments)
-    assert "teacher.prediction: 'epsilon'" in line
-    assert [path.name for path in (tmp_path / "digits").iterdir()] == [".lock"]
-    stages, lines = made(capsys, "train-teacher", *arguments)
-    assert stages == ["teacher"]
-    assert lines[-1] == str(tmp_path / "digits")
-    scheduler = json.loads((tmp_path / "digits" / "teacher" / "scheduler" / "scheduler_config.json").read_text())
-    assert scheduler["prediction_type"] == "epsilon"
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_teacher_that_cannot_be_folded_is_distilled(tiny, tmp_path, capsys, prediction):
+    arguments = tiny(tmp_path, teacher__prediction=prediction, student__regression_kimg=0.128)
+    stages, lines = made(capsys, "run", *arguments)
+    assert stages == ["teacher", "student", "eval"]
+    assert any("regressing onto the teacher for 0.128 kimg" in line for line in lines)
+    manifest = json.loads((tmp_path / "digits" / "students" / "student" / "manifest.json").read_text())
+    assert manifest["regression"]["kimg"] == 0.128
+    assert len(manifest["conversion_rmse"]) == 8
+    assert made(capsys, "run", *arguments)[0] == []
 
 
 def test_a_run_that_is_wrong_leaves_nothing_but_the_lock(tiny, tmp_path, capsys):
@@ -214,6 +214,17 @@ def test_a_teacher_from_elsewhere(tiny, tiny_run, tmp_path, capsys):
     assert snapshot(source) == before
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert sha256_file(tmp_path / "digits" / "teacher" / weights) == before[weights]
+
+
+def test_a_teacher_with_a_scaling_of_its_own_is_distilled_measured_and_reported(tiny, edm_folder, tmp_path, capsys):
+    samplers = '["teacher@heun:2", "student@1", "student@2"]'
+    arguments = tiny(tmp_path, teacher__source=edm_folder, eval__samplers=samplers)
+    stages, lines = made(capsys, "run", *arguments)
+    assert stages == ["teacher", "student", "eval"]
+    assert any("converting the edm teacher" in line for line in lines)
+    results = json.loads((tmp_path / "digits" / "report" / "results.json").read_text())
+    assert "teacher@heun:2" in json.dumps(results)
+    assert made(capsys, "run", *arguments)[0] == []
 
 
 def test_a_teacher_of_other_images_is_refused(tiny, tiny_run, tmp_path, capsys):

@@ -79,6 +79,15 @@ def test_levels_out_of_reach_are_not_tried():
     assert all(sigmas[0] == 3.0 for sigmas in student.asked)
 
 
+def test_a_range_below_every_level_keeps_the_grids_own(capsys):
+    student = Student(spread_of_two)
+    grid, values = choose_two_steps(student.trials(), 0.002, 0.2)
+    assert "student.sigma_max = 0.2" in capsys.readouterr().out
+    assert student.asked == [pytest.approx(grid.sigmas(2, 0.002, 0.2))]
+    assert values.keys() == {str(student.asked[0][1])}
+    choose_four_steps(student.trials(), grid, 0.002, 0.2)
+
+
 def four(spread):
     """The two-step choice, then that of four steps: (grid before, grid after, what was tried, the student, trials)."""
     student = Student(lambda sigmas: spread(sigmas) if len(sigmas) > 2 else spread_of_two(sigmas))

@@ -272,6 +272,69 @@ def test_slices_that_processes_cannot_share_are_refused(training, denoising, mon
         train(denoising(), training(slices=3, batch_size=9).job, accelerator)
 
 
+SEVERAL = (0.001, 0.002, 0.05)
+"""In kimg; below a twentieth of the images seen at the end, but for the last."""
+
+
+def test_each_of_several_averages_is_the_one_there_is_alone_and_nothing_else_differs(training, denoising):
+    several = training("several", ema_halflife_kimg=SEVERAL)
+    averages = train(denoising(), several.job, Accelerator(cpu=True))
+    assert list(averages) == ["0.001", "0.002", "0.05"]
+    for halflife, average in zip(SEVERAL, averages.values(), strict=True):
+        alone = training(f"alone {halflife}", ema_halflife_kimg=halflife)
+        assert torch.equal(weights(alone.run()), weights(average))
+        assert alone.trace() == several.trace()
+        for name in ("objective.safetensors", "optimizer.safetensors"):
+            assert alone.hashes(STEPS)[name] == several.hashes(STEPS)[name]
+    assert len({weights(average).sum().item() for average in averages.values()}) == 3
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 7, STEPS])
+def test_several_averages_are_resumed_to_the_bit(training, denoising, interrupted_at):
+    whole, cut = training("whole", ema_halflife_kimg=SEVERAL), training("cut", ema_halflife_kimg=SEVERAL)
+    whole.run()
+    cut.run(interrupted_at=interrupted_at)
+    averages = train(denoising(), cut.job, Accelerator(cpu=True))
+    assert cut.hashes(STEPS) == whole.hashes(STEPS)
+    kept = load_file(cut.checkpoint(STEPS) / "ema.safetensors")
+    for index, average in enumerate(averages.values()):
+        assert all(torch.equal(kept[f"{index}.{name}"], value) for name, value in average.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("log_every", "probe_kimg", "steps"),
+    [(1, 0.032, [4, 8, 12]), (1, math.inf, [12]), (5, 0.032, [5, 10, 12]), (1, 0.036, [5, 9, 12])],
+)
+def test_the_probe_is_asked_at_the_first_log_line_after_each_period(training, denoising, log_every, probe_kimg, steps):
+    probed, calls = training(log_every=log_every), []
+
+    def probe(averages):
+        calls.append(weights(averages["0.05"]))
+        return {"kid_0.05": len(calls)}
+
+    averages = train(denoising(), probed.job, Accelerator(cpu=True), probe, probe_kimg)
+    values = {record["step"]: record["kid_0.05"] for record in probed.trace() if "kid_0.05" in record}
+    assert values == {step: index + 1 for index, step in enumerate(steps)}
+    assert torch.equal(calls[-1], weights(averages["0.05"]))
+
+
+def test_a_signal_ends_a_probe_at_once_and_loses_its_values_alone(training, denoising, whole):
+    cut = training("cut")
+
+    def probe(averages):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()  # would wait for another one
+        return {"kid_0.05": 1.0}
+
+    with pytest.raises(SystemExit) as left:
+        train(denoising(), cut.job, Accelerator(cpu=True), probe, 0.04)
+    assert left.value.code == 143
+    assert cut.checkpoint(5).is_dir()
+    cut.run()
+    assert cut.hashes(STEPS) == whole.hashes(STEPS)
+    assert cut.trace() == whole.trace()
+
+
 GOLDEN = [
     0.82658762, 0.6770426, 0.60249102, 0.56329364, 0.54814327, 0.57349372, 0.58292049, 0.59884053, 0.57261223,
     0.56896931, 0.60817134, 0.5549823, 0.53524089, 0.50891727, 0.55721784, 0.51662189, 0.53997946, 0.50420773,
