@@ -18,12 +18,11 @@ from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
-from fewstep.eval.quality.extrapolation import Extrapolation
 from fewstep.eval.quality.floor import floor
 from fewstep.eval.quality.judge import SCRATCH, Judge, add_block, generated
 from fewstep.eval.quality.protocol import Protocol, slug
 from fewstep.eval.quality.references import Reference, load_halves
-from fewstep.eval.report.pictures import save_grid, save_neighbours
+from fewstep.eval.report.images import save_grid, save_neighbours
 from fewstep.eval.speed.environment import environment
 from fewstep.eval.speed.ratios import speed_ratios
 from fewstep.eval.speed.timing import Limits, measure
@@ -54,17 +53,10 @@ class BenchmarkSettings:
     identities: Mapping[str, str]
     mirrored: bool = False
 
-    def check(self, reference: Reference, subjects: Sequence[Subject], features: int) -> None:
-        """UserError: too few images for so many features; a KID subset or a seed block larger than what it is of;
-        stored images that are all the same.
-        """
-        if self.images <= features:
-            remedy = f"is too few for the covariance of {features:,} features; give {features + 1:,} or more"
-            raise UserError("eval.images", self.images, remedy)
-        if reference.features is not None and self.kid_subset_size > (
-            most := min(self.images, real := len(reference.features))
-        ):
-            remedy = f"a KID subset cannot exceed {most} images ({self.images} generated, {real} real)"
+    def check(self, reference: Reference, subjects: Sequence[Subject]) -> None:
+        """UserError: a KID subset larger than the reference, stored images too few for a seed block or all the same."""
+        if reference.features is not None and self.kid_subset_size > (real := len(reference.features)):
+            remedy = f"a KID subset cannot exceed the {real} real images"
             raise UserError("eval.kid_subset_size", self.kid_subset_size, remedy)
         for subject in subjects:
             if isinstance(subject, StoredImages):
@@ -101,7 +93,7 @@ def benchmark(
     Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
     UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
-    settings.check(reference, subjects, extractor.dim)
+    settings.check(reference, subjects)
     for part in ("samplers", "grids"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{SCRATCH}*"):  # of a call that was killed
@@ -121,7 +113,6 @@ def benchmark(
         say=say,
         judge=Judge(
             reference=reference,
-            extrapolation=Extrapolation(reference.statistics),
             floor_fd=None if level is None else level["fd"],
             kid_subset_size=settings.kid_subset_size,
             logits=extractor.logits,

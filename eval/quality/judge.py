@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -72,11 +73,14 @@ class Judge:
     """
 
     reference: Reference
-    extrapolation: Extrapolation
     floor_fd: float | None
     kid_subset_size: int
     logits: Callable[[Tensor], Tensor] | None = None
     training: TrainingFeatures | None = None
+
+    @cached_property
+    def extrapolation(self) -> Extrapolation:
+        return Extrapolation(self.reference.statistics)
 
     def __call__(self, features: Tensor) -> dict[str, float]:
         """The metrics of one seed block's features [N, D].

@@ -76,9 +76,8 @@ def _file(run_dir: Path, name: str) -> Path:
     if not (run_dir / name).is_file():
         stage = name.removeprefix("logs/").removesuffix(".jsonl").partition("/")[0]
         command = COMMAND_OF_STAGE.get(stage, "run")
-        raise UserError(
-            run_dir / name, None, f"no such file; `fewstep {command}` with this run's configuration makes it"
-        )
+        remedy = f"no such file; `fewstep {command}` with this run's configuration makes it"
+        raise UserError(run_dir / name, None, remedy)
     return run_dir / name
 
 

@@ -1,4 +1,4 @@
-"""`report/`, from a run's files alone: index.html for people, results.md, results.json for programs."""
+"""Reports of a run and of a benchmark of subjects, from the files they left: index.html, results.md, results.json."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -8,10 +8,12 @@ from typing import Any
 import jinja2
 
 from fewstep.errors import unreadable
+from fewstep.eval.quality.protocol import slug
 from fewstep.eval.report import plots
 from fewstep.eval.report.images import Picture, grid, image_side, neighbours, strip
 from fewstep.eval.report.inputs import RunFiles, read_run
 from fewstep.eval.report.notes import caveats, comparisons, tiles
+from fewstep.eval.report.regression import read_measured
 from fewstep.eval.report.tables import (
     Results,
     Sampler,
@@ -21,12 +23,13 @@ from fewstep.eval.report.tables import (
     duration,
     headline,
     markdown_text,
+    mean,
     number,
     results_table_markdown,
     rows,
     short_label,
 )
-from fewstep.files import canonical_json, flatten, staged_folder, write_bytes, write_json
+from fewstep.files import flatten, json_text, staged_folder, write_bytes
 
 
 def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
@@ -39,21 +42,53 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
     with unreadable(run_dir, "holds a file that fewstep did not write, or not this version of it"):
         run = read_run(Path(run_dir), commands)
         results = {"format": 1, "name": run.results["name"], "headline": headline(run.results), **run.results}
-        markdown, page = results_markdown(results).encode(), _page(run, results).encode()
-        canonical_json(results)  # refuses what is no number
+        shown = {"tiles": tiles(results), "comparisons": comparisons(results), "neighbours": _neighbours(run)}
+        curves = plots.training_curves(run.logs)
+        files = _files(results, "report.html", curves_plot=curves, **shown, **_pictures(run, results))
     report = Path(run_dir) / "report"
     with staged_folder(report) as stage:
-        write_json(stage / "results.json", results)
-        write_bytes(stage / "results.md", markdown)
-        write_bytes(stage / "index.html", page)
+        for name, text in files.items():
+            write_bytes(stage / name, text.encode())
     return report / "index.html"
 
 
-def results_markdown(results: Results) -> str:
-    """results.md: headline, table, and what is needed to make and to judge it."""
-    return page_template("results.md").render(
-        results=results, benchmark=results["benchmark"], caveats=caveats(results), table=results_table_markdown(results)
-    )
+def write_comparison(folder: Path, commands: Sequence[str]) -> str:
+    """Write index.html, results.md and results.json into a benchmark's folder; returns the table in markdown."""
+    measured = read_measured(folder)
+    title = {"format": 1, "name": "benchmark", "headline": benchmark_headline(measured)}
+    results = {**title, "commands": list(commands), **measured}
+    pngs = [(each, folder / "grids" / f"{slug(each['name'])}.png") for each in results["samplers"]]
+    pngs = [(sampler, path.read_bytes()) for sampler, path in pngs if path.is_file()]
+    grids = [(sampler, grid(png, image_side(png))) for sampler, png in pngs]
+    for name, text in _files(results, "comparison.html", grids=grids).items():
+        write_bytes(folder / name, text.encode())
+    return results_table_markdown(results)
+
+
+def benchmark_headline(results: Results) -> str:
+    """The best and the fastest subject in one sentence."""
+    metric, samplers = results["benchmark"]["metric_name"], results["samplers"]
+    judged = [(value, sampler) for sampler in samplers if (value := mean(sampler, "fd")) is not None]
+    timed = [sampler for sampler in samplers if sampler["timing"] is not None]
+    parts = []
+    if judged:
+        value, best = min(judged, key=lambda pair: pair[0])
+        parts.append(f"Best {metric}: {best['label']}, {number(value)}")
+    if timed:
+        fastest = min(timed, key=lambda sampler: sampler["timing"]["ms_per_image"])
+        parts.append(f"fastest: {fastest['label']}, {number(fastest['timing']['ms_per_image'])} ms an image")
+    return f"{'; '.join(parts)}."
+
+
+def _files(results: Results, template: str, **shown: object) -> dict[str, str]:
+    """The three files of a report by name; `shown`: what its page shows besides what all pages do."""
+    common = {"results": results, "benchmark": results["benchmark"], "caveats": caveats(results)}
+    table = {"columns": columns(results), "rows": rows(results), "quality_plot": _quality_plot(results)}
+    return {
+        "results.json": json_text(results),
+        "results.md": page_template("results.md").render(**common, table=results_table_markdown(results)),
+        "index.html": page_template(template).render(**common, **table, **shown),
+    }
 
 
 def page_template(name: str) -> jinja2.Template:
@@ -70,30 +105,6 @@ def page_template(name: str) -> jinja2.Template:
         number=number, duration=duration, counted=counted, flatten=flatten, markdown=markdown_text
     )
     return environment.get_template(name)
-
-
-def common(results: Results) -> dict[str, Any]:
-    """What the templates of both pages show."""
-    return {
-        "results": results,
-        "benchmark": results["benchmark"],
-        "columns": columns(results),
-        "rows": rows(results),
-        "caveats": caveats(results),
-        "quality_plot": _quality_plot(results),
-    }
-
-
-def _page(run: RunFiles, results: Results) -> str:
-    return page_template("report.html").render(
-        **common(results),
-        tiles=tiles(results),
-        comparisons=comparisons(results),
-        curves_plot=plots.training_curves(run.logs),
-        total_seconds=sum(stage["seconds"] for stage in results["stages"]),
-        neighbours=_neighbours(run),
-        **_pictures(run, results),
-    )
 
 
 def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:

@@ -5,7 +5,6 @@ first is a preference rate, to the second a fooling rate; half is what equally g
 """
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.images import grid
+from fewstep.eval.report.images import png
 from fewstep.eval.report.page import page_template
 from fewstep.files import read_json, sha256_json
 
@@ -100,9 +100,7 @@ def rates_text(rates: Sequence[Rate]) -> list[str]:
 
 
 def _png(image: Tensor) -> str:
-    buffer = io.BytesIO()
-    grid(image[None], columns=1).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png(grid(image[None], columns=1))).decode()
 
 
 def _read_answers(path: Path) -> dict[str, Any]:

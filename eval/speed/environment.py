@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,5 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _processor() -> str:
     """The processor's model name from /proc/cpuinfo; the architecture where there is no such file or line."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    found = re.search(r"^model name\s*:\s*(.*\S)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    return found[1] if found else platform.machine()

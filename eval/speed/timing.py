@@ -195,10 +195,9 @@ def _throughput(clocks: list[Clock]) -> None:
             if clock.device.type != "cuda":
                 clock.run(clock.many)
                 continue
-            weights = [
-                each for network in clock.sampler.networks for each in (*network.parameters(), *network.buffers())
-            ]
-            others = torch.cuda.memory_allocated(clock.device) - sum(each.nbytes for each in weights)
+            own = torch.nn.ModuleList(clock.sampler.networks)
+            own_bytes = sum(weight.nbytes for weight in (*own.parameters(), *own.buffers()))
+            others = torch.cuda.memory_allocated(clock.device) - own_bytes
             torch.cuda.reset_peak_memory_stats(clock.device)
             clock.run(clock.many)
             peak = (torch.cuda.max_memory_allocated(clock.device) - others) / 2**20

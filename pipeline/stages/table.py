@@ -9,7 +9,7 @@ from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.eval.images import StoredImages
 from fewstep.eval.quality.reference_files import read_reference
-from fewstep.eval.report.benchmark_page import write_comparison
+from fewstep.eval.report.page import write_comparison
 from fewstep.files import sweep
 from fewstep.pipeline.config.schema import DataConfig, EvalConfig
 from fewstep.pipeline.data.load import load_data

@@ -44,9 +44,7 @@ torch.set_grad_enabled(False)
 extractor = Projection()
 real = extractor(torch.randint(0, 256, (3000, 3, 8, 8), generator=torch.Generator().manual_seed(7), dtype=torch.uint8))
 reference = Reference({}, real, statistics(real))
-judge = Judge(
-    reference=reference, extrapolation=Extrapolation(reference.statistics), floor_fd=0.0, kid_subset_size=1000
-)
+judge = Judge(reference=reference, floor_fd=0.0, kid_subset_size=1000)
 threading.Thread(target=watch, daemon=True).start()
 with generated(Source(), extractor, 500, folder, "") as (images, features):
     print(judge(features), file=sys.stderr)
