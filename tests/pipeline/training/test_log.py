@@ -1,6 +1,7 @@
 """The log of a training run: each step once, whatever cut it off."""
 
 import json
+import time
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_tensorboard_keeps_the_last_point_before_an_interruption(tmp_path):
         for step in steps:
             records.write({"step": step, "loss": float(step + start)})
         records.close()
+        time.sleep(1.1)  # files are read by name: the second, then the writer's number as text, of which 10 is before 9
     board = EventAccumulator(str(tmp_path / "board")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(20, 20), (40, 40), (60, 100), (80, 120)]
 
