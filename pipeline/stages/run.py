@@ -65,8 +65,9 @@ def report(folder: Path) -> Path:
     from fewstep.eval.report.page import write_report
 
     folder = Path(folder)
-    with run_lock(folder) if (folder / "config.json").exists() else nullcontext():  # what is no run is left as it is
-        if (folder / "config.json").exists():  # what is missing is named below
+    is_run = (folder / "config.json").exists()
+    with run_lock(folder) if is_run else nullcontext():  # what is no run is left as it is
+        if is_run:  # what is missing is named below
             job = Run(kept_config(folder), folder)
             if stale := job.stale_results():
                 remedy = f"was measured of other models or settings ({stale}); {commands(folder)[0]} measures again"

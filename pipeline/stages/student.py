@@ -116,12 +116,11 @@ def _convert(
     )
     if facts is not None:
         return model, facts
-    trusted = None
+    facts = {}
     if not exact and config.regression_kimg > 0:
         model, trusted = _regress(run, name, model, teacher, identity)
-    facts = {"conversion_rmse": _conversion_error(run, name, model, teacher)}
-    if trusted is not None:
-        facts |= {"regression": {"kimg": config.regression_kimg, "teacher_trusted_between": trusted}}
+        facts["regression"] = {"kimg": config.regression_kimg, "teacher_trusted_between": trusted}
+    facts["conversion_rmse"] = _conversion_error(run, name, model, teacher)
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(record, sealed({"config_hash": identity, "facts": facts}))
     return model, facts
