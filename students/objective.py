@@ -62,4 +62,4 @@ class ConsistencyObjective(Objective):
         with torch.no_grad():
             target = self.network(x_r, r, batch.condition)
         distance = self.distance(estimate, target)
-        return LossTerms(loss=weight * distance, sigma=t)
+        return LossTerms(loss=weight * distance, sigma=t, estimate=estimate)

@@ -76,11 +76,13 @@ class Progress:
 class LossTerms:
     """Losses of a batch, already weighted [B], the noise levels they were taken at [B], and what to log.
 
-    `log` holds detached tensors of one number each; they are read when they are logged and not before.
+    `log` holds detached tensors of one number each; they are read when they are logged and not before. `estimate`: what
+    the trained network made of x0 [B,C,H,W], with its gradient, for an objective around this one; None: none is kept.
     """
 
     loss: Tensor
     sigma: Tensor
+    estimate: Tensor | None = None
     log: Mapping[str, Tensor] = field(default_factory=dict)
 
 
