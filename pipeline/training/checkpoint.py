@@ -168,5 +168,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entries in optimizer.state.items():  # a fused step reads moments in the layout of their parameter
         for name, value in entries.items():
-            if value.shape == parameter.shape:
+            if name != "step":
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -90,13 +90,7 @@ def train(
     emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
     averages = {name: ema.network for name, ema in emas.items()}
     kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
-    optimizer = torch.optim.AdamW(
-        objective.parameter_groups(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = _optimizer(objective, config)
     state = TrainingState(objective=objective, ema=kept, optimizer=optimizer)
     step = 0
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
@@ -107,13 +101,23 @@ def train(
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
-            late = _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
+            skips = config.optimizer == "adamw"  # it alone can leave out an update by itself: see `_Training.step`
+            late = skips and _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
             training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
             training.run(step, probe, probe_kimg)
     finally:
         if log:
             log.close()
     return averages
+
+
+def _optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of an objective's groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
+    groups = objective.parameter_groups()
+    given = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(groups, decoupled_weight_decay=True, **given)
+    return torch.optim.AdamW(groups, fused=True, **given)
 
 
 def _is_asynchronous(device: torch.device) -> bool:
@@ -140,7 +144,7 @@ class _Training:
     late: bool
     unread: list["_Taken"] = field(default_factory=list)
     grad_norm: float = 0.0
-    """Of the last step that was read."""
+    """Of the first group in the last step that was read."""
     signal: int | None = None
     """What any process of several had got by the last step."""
 
@@ -201,17 +205,25 @@ class _Training:
                 accelerator.backward(loss)
             losses.append(loss.detach())
             extra |= terms.log
-        norm: Tensor = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)  # type: ignore[assignment]
-        taken = _Taken(progress.step, torch.stack([*losses, norm.detach()]).float())
+        taken = _Taken(progress.step, torch.stack(losses).float(), self.clip())
         self.unread.append(taken)
         if self.late:
             # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
-            self.optimizer.optimizer.found_inf = (~taken.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            self.optimizer.optimizer.found_inf = (~taken.checked.isfinite().all()).float()  # type: ignore[attr-defined]
         else:
             self.read()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return extra
+
+    def clip(self) -> Tensor:
+        """Clip each group of parameters by its own norm, so that none scales another's step; the norms before [G].
+
+        That of a group without a gradient in this step is 0.
+        """
+        clip, groups = self.accelerator.clip_grad_norm_, self.optimizer.param_groups
+        norms: list[Tensor] = [clip(group["params"], self.job.config.gradient_clip) for group in groups]  # type: ignore[misc]
+        return torch.stack([moved(norm.detach(), self.accelerator.device) for norm in norms]).float()
 
     def _probe_is_due(self, done: int, probe_kimg: float) -> bool:
         """Whether a multiple of `probe_kimg` lies between the last log line and step `done`, or training ends."""
@@ -236,16 +248,16 @@ class _Training:
         """Take the numbers of the steps since the last call from the device; UserError where one is not finite."""
         job = self.job
         for taken in self.unread:
-            *parts, self.grad_norm = taken.numbers.tolist()
-            loss = sum(parts)
+            parts, norms = taken.losses.tolist(), taken.norms.tolist()
+            loss, self.grad_norm = sum(parts), norms[0]
             if self.accelerator.num_processes > 1:
                 loss, self.signal = self._shared(loss)
-            if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+            if not all(map(math.isfinite, (loss, *norms))):
                 indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
                 raise UserError(
                     f"{job.title}.train",
                     None,
-                    f"loss {loss}, gradient norm {self.grad_norm} at step {taken.step} is not finite "
+                    f"loss {loss}, gradient norm {', '.join(map(str, norms))} at step {taken.step} is not finite "
                     f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
                     f"lower {job.title}.train.learning_rate",
                 )
@@ -264,7 +276,13 @@ class _Training:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken: the losses of this process's slices and the norm of the gradient, on the device."""
+    """A step that was taken: the losses of this process's slices and the norms of the groups, on the device."""
 
     step: int
-    numbers: Tensor
+    losses: Tensor
+    norms: Tensor
+
+    @property
+    def checked(self) -> Tensor:
+        """All that must be finite."""
+        return torch.cat([self.losses, self.norms])
