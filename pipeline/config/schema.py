@@ -95,7 +95,9 @@ class TrainConfig(Section):
     batch_size: Count = Field(description="images per optimizer step, over all processes")
     slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
-    warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
+    warmup_kimg: float = Field(
+        ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
+    )
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
     optimizer: Literal["adamw", "radam"] = Field("adamw", description="adamw, or radam (adamw, its first steps held)")
     betas: tuple[Share, Share] = Field(description="betas of the optimizer")
@@ -128,8 +130,6 @@ class TrainConfig(Section):
             raise UserError("kimg", self.kimg, remedy)
         if self.batch_size % self.slices:
             raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
-        if self.warmup_kimg >= self.kimg:
-            raise UserError("warmup_kimg", self.warmup_kimg, f"must be less than {{here}}kimg = {self.kimg}")
         return self
 
 

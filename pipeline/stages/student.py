@@ -137,9 +137,8 @@ def _regress(
         f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images where it "
         f"denoises no better than a shrinkage does (it is better {where})"
     )
-    warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
-    changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
-    short = config.train.model_copy(update=changes | {"ema_halflife_kimg": min(config.train.halflives.values())})
+    changes = {"kimg": config.regression_kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
+    short = config.train.model_copy(update=changes)
     key = f"{run.config.student_key(name)}-regression"
     job = run.training_job(f"students/{name}/regression", key, short, identity)
     (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()

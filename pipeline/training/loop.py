@@ -62,9 +62,13 @@ class TrainingJob:
         return Batch(images=images, condition=Condition(labels=labels))
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end."""
+        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end.
+
+        The warm-up is held to a tenth of the training, so that a short one is the long one in small.
+        """
         config = self.config
-        warmup = min(1.0, (step + 1) * config.batch_size / max(config.warmup_kimg * 1000, 1e-9))
+        warmup_kimg = min(config.warmup_kimg, config.kimg / 10)
+        warmup = min(1.0, (step + 1) * config.batch_size / max(warmup_kimg * 1000, 1e-9))
         fraction = step / self.total_steps
         course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
         return config.learning_rate * warmup * course[config.decay]
