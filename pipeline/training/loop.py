@@ -19,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
+from fewstep.pipeline.training.levels import BINS, sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
@@ -174,7 +175,7 @@ class _Training:
                 if logs or saves or stop:
                     self.read()
                 if logs:
-                    mean = sum(losses) / len(losses)
+                    mean, by_level = sum(losses) / len(losses), self.state.levels.means()
                     losses.clear()
                     if self.log:
                         seconds = time.monotonic() - began
@@ -182,7 +183,7 @@ class _Training:
                         record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                         record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
                         record |= {"seconds": seconds} | {name: float(value) for name, value in extra.items()}
-                        self.log.write(record | dict(probed))
+                        self.log.write(record | by_level | dict(probed))
                         line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 if self.log and (saves or stop):
                     self.log.sync()
@@ -198,6 +199,8 @@ class _Training:
         per_process = job.config.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
         losses: list[Tensor] = []
+        each: list[Tensor] = []
+        sigmas: list[Tensor] = []
         extra: dict[str, Tensor] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
@@ -208,8 +211,11 @@ class _Training:
                 loss = terms.loss.mean() / per_process
                 accelerator.backward(loss)
             losses.append(loss.detach())
+            each.append(terms.loss.detach())
+            sigmas.append(terms.sigma)
             extra |= terms.log
-        taken = _Taken(progress.step, torch.stack(losses).float(), self.clip())
+        by_level = sums_and_counts(torch.cat(each), torch.cat(sigmas))
+        taken = _Taken(progress.step, torch.stack(losses).float(), self.clip(), by_level)
         self.unread.append(taken)
         if self.late:
             # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
@@ -253,9 +259,9 @@ class _Training:
         job = self.job
         for taken in self.unread:
             parts, norms = taken.losses.tolist(), taken.norms.tolist()
-            loss, self.grad_norm = sum(parts), norms[0]
+            loss, self.grad_norm, by_level = sum(parts), norms[0], taken.by_level.double().flatten().tolist()
             if self.accelerator.num_processes > 1:
-                loss, self.signal = self._shared(loss)
+                loss, self.signal, by_level = self._shared(loss, by_level)
             if not all(map(math.isfinite, (loss, *norms))):
                 indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
                 raise UserError(
@@ -266,25 +272,29 @@ class _Training:
                     f"lower {job.title}.train.learning_rate",
                 )
             self.state.losses.append(loss)
+            self.state.levels.add(by_level[:BINS], by_level[BINS:])
         self.unread.clear()
 
-    def _shared(self, loss: float) -> tuple[float, int | None]:
-        """The loss of the whole batch, which every process checks, and the signal that any process has got.
+    def _shared(self, loss: float, by_level: list[float]) -> tuple[float, int | None, list[float]]:
+        """The loss of the whole batch, which every process checks, the signal that any has got, and all by level.
 
         A signal that comes after this waits for the next step, so that all leave together.
         """
-        local = torch.tensor([[loss, self.pending.number or 0]], dtype=torch.float64, device=self.accelerator.device)
+        mine = [[loss, self.pending.number or 0, *by_level]]
+        local = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
-        return float(everywhere[:, 0].mean()), int(everywhere[:, 1].max()) or None
+        signal = int(everywhere[:, 1].max()) or None
+        return float(everywhere[:, 0].mean()), signal, everywhere[:, 2:].sum(0).tolist()
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken: the losses of this process's slices and the norms of the groups, on the device."""
+    """A step that was taken, on the device: losses of this process's slices, norms of the groups, `sums_and_counts`."""
 
     step: int
     losses: Tensor
     norms: Tensor
+    by_level: Tensor
 
     @property
     def checked(self) -> Tensor:
