@@ -43,8 +43,8 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
         run = read_run(Path(run_dir), commands)
         results = {"format": 1, "name": run.results["name"], "headline": headline(run.results), **run.results}
         shown = {"tiles": tiles(results), "comparisons": comparisons(results), "neighbours": _neighbours(run)}
-        curves = plots.training_curves(run.logs)
-        files = _files(results, "report.html", curves_plot=curves, **shown, **_pictures(run, results))
+        curves = {"curves_plot": plots.training_curves(run.logs), "levels_plot": plots.losses_by_level(run.logs)}
+        files = _files(results, "report.html", **curves, **shown, **_pictures(run, results))
     report = Path(run_dir) / "report"
     with staged_folder(report) as stage:
         for name, text in files.items():

@@ -111,6 +111,49 @@ def training_curves(logs: dict[str, list[dict[str, Any]]]) -> str:
         return _svg(figure)
 
 
+def losses_by_level(logs: dict[str, list[dict[str, Any]]]) -> str | None:
+    """Loss against noise level as an <svg> element, a panel a stage: a line a quarter of training, the last one bold.
+
+    None where no log has losses by level (`loss/0.21` in the records: of the noise levels around 0.21).
+    """
+    panels = {stage: found for stage, records in logs.items() if (found := level_profiles(records))}
+    if not panels:
+        return None
+    with _figure(8.6, 3.2) as figure:
+        for column, (stage, profiles) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), column + 1)
+            colour = COLOURS["teacher" if stage == "teacher" else "student"]
+            for index, (kimg, sigma, loss) in enumerate(profiles):
+                last = index == len(profiles) - 1
+                look = {"lw": 2.2 if last else 1.2, "alpha": 1 if last else 0.25 + 0.15 * index}
+                axes.plot(sigma, loss, color=colour, marker="o", ms=3, label=f"to {kimg:.3g}", **look)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if min(loss.min() for _, _, loss in profiles) > 0:
+                _log_y(axes)
+            axes.grid(axis="y", which="major")
+            axes.set_title(stage.capitalize(), loc="left", color=colour, size=10, weight="bold")
+            axes.set_xlabel("noise level sigma (log)")
+            axes.set_ylabel("training loss" if column == 0 else "")
+            axes.legend(title="thousands of images", frameon=False, fontsize=8, title_fontsize=8)
+        return _svg(figure)
+
+
+def level_profiles(records: Sequence[dict[str, Any]]) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Of each quarter of training with losses by level: where it ends in kimg, the levels [L] and mean losses [L]."""
+    names = {key for record in records for key in record if key.startswith("loss/")}
+    found, end = [], records[-1]["kimg"] if records else 0.0
+    for quarter in range(4):
+        first, last = end * quarter / 4, end * (quarter + 1) / 4
+        part = [record for record in records if first < record["kimg"] <= last]
+        means = {float(name.removeprefix("loss/")): _series(part, name)[1] for name in names}
+        levels = sorted(level for level, values in means.items() if len(values))
+        if levels:
+            found.append((last, np.array(levels), np.array([means[level].mean() for level in levels])))
+    return found
+
+
 def _quality_curves(axes: Axes, records: Sequence[dict[str, Any]], colour: str) -> None:
     """KID of one-step images against thousands of images, a line an average; logarithmic where all are positive."""
     curves = {name: _series(records, name) for name in _kids(records)}

@@ -90,8 +90,10 @@ def _write_log(path: Path, low: float, random: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = np.arange(20, 24_000, 20)
     losses = (low + 0.8 * np.exp(-steps / 2500) + 0.3 / np.sqrt(steps)) * np.exp(random.normal(0, 0.16, len(steps)))
+    levels = {f"loss/{level}": 0.5 + index / 4 for index, level in enumerate((0.0039, 0.015, 0.055, 0.21, 0.78, 2.9))}
     lines = [
         {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3, "seconds": s / 100}
+        | {name: x * factor for name, factor in levels.items()}
         for s, x in zip(steps, losses, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
