@@ -112,7 +112,7 @@ def training_curves(logs: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def losses_by_level(logs: dict[str, list[dict[str, Any]]]) -> str | None:
-    """Loss against noise level as an <svg> element, a panel a stage: a line a quarter of training, the last one bold.
+    """Loss against noise level as an <svg> element, a panel a stage: a line a quarter of training, from faint to bold.
 
     None where no log has losses by level (`loss/0.21` in the records: of the noise levels around 0.21).
     """
@@ -123,25 +123,23 @@ def losses_by_level(logs: dict[str, list[dict[str, Any]]]) -> str | None:
         for column, (stage, profiles) in enumerate(panels.items()):
             axes = figure.add_subplot(1, len(panels), column + 1)
             colour = COLOURS["teacher" if stage == "teacher" else "student"]
-            for index, (kimg, sigma, loss) in enumerate(profiles):
-                last = index == len(profiles) - 1
-                look = {"lw": 2.2 if last else 1.2, "alpha": 1 if last else 0.25 + 0.15 * index}
-                axes.plot(sigma, loss, color=colour, marker="o", ms=3, label=f"to {kimg:.3g}", **look)
+            for index, (sigma, loss) in enumerate(profiles, 4 - len(profiles)):
+                look = ((0.25, 1.2), (0.4, 1.2), (0.6, 1.4), (1.0, 2.2))[index]
+                axes.plot(sigma, loss, color=colour, marker="o", ms=3, alpha=look[0], lw=look[1])
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            if min(loss.min() for _, _, loss in profiles) > 0:
+            if min(loss.min() for _, loss in profiles) > 0:
                 _log_y(axes)
             axes.grid(axis="y", which="major")
             axes.set_title(stage.capitalize(), loc="left", color=colour, size=10, weight="bold")
             axes.set_xlabel("noise level sigma (log)")
             axes.set_ylabel("training loss" if column == 0 else "")
-            axes.legend(title="thousands of images", frameon=False, fontsize=8, title_fontsize=8)
         return _svg(figure)
 
 
-def level_profiles(records: Sequence[dict[str, Any]]) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """Of each quarter of training with losses by level: where it ends in kimg, the levels [L] and mean losses [L]."""
+def level_profiles(records: Sequence[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The levels [L] and their mean losses [L] of each quarter of training that has any."""
     names = {key for record in records for key in record if key.startswith("loss/")}
     found, end = [], records[-1]["kimg"] if records else 0.0
     for quarter in range(4):
@@ -150,7 +148,7 @@ def level_profiles(records: Sequence[dict[str, Any]]) -> list[tuple[float, np.nd
         means = {float(name.removeprefix("loss/")): _series(part, name)[1] for name in names}
         levels = sorted(level for level, values in means.items() if len(values))
         if levels:
-            found.append((last, np.array(levels), np.array([means[level].mean() for level in levels])))
+            found.append((np.array(levels), np.array([means[level].mean() for level in levels])))
     return found
 
 
