@@ -75,20 +75,21 @@ def test_gradient_is_finite_where_estimate_and_target_agree():
     assert torch.equal(a.grad, torch.zeros_like(a))
 
 
-def test_dropout_has_the_same_mask_in_both_branches(tiny_unet: Build):
-    model = ConsistencyModel(tiny_unet(dropout=0.5)).train()
-    sigma = torch.full((8,), 0.7)
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_has_the_same_mask_in_both_branches(tiny_unet: Build, place: str):
+    model = ConsistencyModel(tiny_unet(dropout=0.5)).train().to(place)
+    images, sigma = batch().images.to(place), torch.full((8,), 0.7, device=place)
     with torch.no_grad():
-        assert not torch.equal(model(batch().images, sigma), model(batch().images, sigma))  # dropout is at work
+        assert not torch.equal(model(images, sigma), model(images, sigma))  # dropout is at work
     spy = Spy()
     objective = objective_of(model, 0.7, 0.7, spy)  # the limit r -> t: the same input to both
-    loss = objective(batch(), PROGRESS, generator()).loss
+    loss = objective(Batch(images=images), PROGRESS, generator()).loss
     assert torch.equal(spy.estimate, spy.target)
     assert loss.tolist() == [0.0] * 8
     loss.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     first = spy.estimate.detach().clone()
-    objective(batch(), PROGRESS, generator())
+    objective(Batch(images=images), PROGRESS, generator())
     assert not torch.equal(spy.estimate, first)  # and the next step has another mask
 
 
