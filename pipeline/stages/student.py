@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import read_json, sealed, sha256_file, sha256_json, unsealed, write_json
-from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.config.schema import Training
+from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.checkpoint import list_checkpoints
@@ -139,8 +139,8 @@ def _regress(
     trusted = trusted_range(teacher, _images(run, 512), run.student_generator(training, "trusted"))
     where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
-        f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images where it "
-        f"denoises no better than a shrinkage does (it is better {where})"
+        f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images "
+        f"where it denoises no better than a shrinkage does (it is better {where})"
     )
     warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
     changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
