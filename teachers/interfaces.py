@@ -95,6 +95,11 @@ class Evaluations:
     teacher: int = 0
     jvp: int = 0
 
+    @property
+    def forward_equivalents(self) -> int:
+        """All of it in forward evaluations, where one with its gradient is three and a Jacobian-vector product two."""
+        return 3 * self.student + self.target + self.teacher + 2 * self.jvp
+
 
 class Objective(nn.Module):
     """One way to train: the trained network and any target network are submodules, a teacher is not.

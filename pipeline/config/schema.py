@@ -7,6 +7,7 @@ dotted name. A field's title says what its value must be where its type does not
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -170,6 +171,9 @@ class StudentConfig(Section):
     """A consistency model and how it is distilled."""
 
     method: Method
+    training_seeds: int = no_number(
+        1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
+    )
     sigma_min: Positive = Field(default=0.002, description="smallest noise level")
     sigma_max: Positive = Field(default=80.0, description="largest noise level")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
@@ -185,6 +189,21 @@ class StudentConfig(Section):
         if self.sigma_min >= self.sigma_max:
             raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
         return self
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a student. `name` names its folder; `number` counts from 1, whose name is the student's own."""
+
+    name: str
+    student: str
+    number: int
+    config: StudentConfig
+
+    @property
+    def key(self) -> str:
+        """The dotted key of the student's section; also what its training's randomness depends on."""
+        return "student" if self.student == "student" else f"students.{self.student}"
 
 
 class JudgeConfig(Section):
@@ -270,6 +289,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        for each in self._all_trainings():
+            if each.number > 1 and each.name in self.students:
+                remedy = f"is what training {each.number} of {each.student} is called: give another name"
+                raise UserError("students", each.name, remedy)
         for name in self.eval.samplers:
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
@@ -285,14 +308,31 @@ class Config(Section):
         self.check_shape((self.data.channels or known[0], size, size))
         return self
 
+    def _all_trainings(self) -> list[Training]:
+        return [
+            Training(name if number == 1 else f"{name}-{number}", name, number, config)
+            for name, config in self.students.items()
+            for number in range(1, config.training_seeds + 1)
+        ]
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """Every training of every student by its name: NAME, then NAME-2, NAME-3 as `training_seeds` has it."""
+        return {each.name: each for each in self._all_trainings()}
+
     @property
     def samplers(self) -> list[SamplerName]:
-        """`eval.samplers`, with a sampler of each student where `student` stands for all of them."""
+        """`eval.samplers`, with a sampler of each training of a student, or of all where it is called `student`."""
         names = [parse_own(text) for text in self.eval.samplers]
+        trainings = self.trainings.values()
         return [
             SamplerName(subject, name.solver, name.steps)
             for name in names
-            for subject in (self.students if name.subject == "student" else [name.subject])
+            for subject in (
+                ["teacher"]
+                if name.kind == "teacher"
+                else [each.name for each in trainings if name.subject in ("student", each.student)]
+            )
         ]
 
     def check_steps(self, timesteps: int) -> None:
@@ -311,10 +351,6 @@ class Config(Section):
                 remedy = f"must be divisible by {factor} for the {levels} levels of teacher.network"
                 raise UserError("data.image_size", side, remedy)
         EXTRACTORS[self.eval.extractor].check_shape(shape)
-
-    def student_key(self, name: str) -> str:
-        """The dotted key of a student's section; also what its training's randomness depends on."""
-        return "student" if name == "student" else f"students.{name}"
 
     @property
     def folder(self) -> Path:
