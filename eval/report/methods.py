@@ -74,10 +74,10 @@ def side_by_side(results: Results) -> SideBySide | None:
     steps = sorted({step for method in found for step in method.rows})
     at = [counted(step, "step") for step in steps]
     columns = [
-        *("Method", "Cost, thousand forward evaluations", "Training", "Reads of the teacher"),
+        *("Method", "Thousand forward evaluations", "Training time", "Reads of the teacher"),
         *(f"{name}, {each} ↓" for name in (metric, "KID") for each in at),
         *(f"{name}, {at[0]}{arrow}" for name, arrow in (("Precision", " ↑"), ("Recall", " ↑"), ("Near-copies", ""))),
-        "Others’ numbers: CIFAR-10 FID, 1 / 2 steps",
+        "Others’ CIFAR-10 FID, 1 / 2 steps",
     ]
     rows = [("student", _cells(results, method, steps)) for method in found]
     rows += [("teacher", cells) for cells in _references(results, steps)]
@@ -182,7 +182,7 @@ def _notes(found: Sequence[Method]) -> list[str]:
         "randomness and with the images in another order; the seed blocks of sampling are averaged inside."
         if max(counts) > 1
         else "Each was trained once, so that nothing here says that one method is better than another.",
-        "Cost: network evaluations of a training, where one with its gradient counts as three and a Jacobian-vector "
+        "Forward evaluations are those of a training, where one with its gradient counts as three and a Jacobian-vector "
         "product as two; the conversion from the teacher, which is the same for all, is not in it.",
         "The teacher’s rows are means over seed blocks.",
     ]

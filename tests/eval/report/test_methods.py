@@ -29,10 +29,10 @@ def test_a_method_has_one_row_of_means_over_its_trainings(family_dir):
     assert cd["FD (digits-cnn), 1 step ↓"] == "20.5 ± 0.5"
     assert cd["FD (digits-cnn), 2 steps ↓"] == "16.0 ± 1.0"
     assert (cd["Reads of the teacher"], ect["Reads of the teacher"]) == ("2 evaluations an image", "starting weights")
-    costs = [row["Cost, thousand forward evaluations"] for row in (cd, ect, best)]
+    costs = [row["Thousand forward evaluations"] for row in (cd, ect, best)]
     assert costs == [f"{6 * KIMG:,.0f}", f"{4 * KIMG:,.0f}", "–"]
-    assert cd["Training"] == "4 min 0 s"  # 239.8 s of the log, not the stage's 90
-    assert cd["Others’ numbers: CIFAR-10 FID, 1 / 2 steps"] == "3.55 / 2.93 (LPIPS)"
+    assert cd["Training time"] == "4 min 0 s"  # 239.8 s of the log, not the stage's 90
+    assert cd["Others’ CIFAR-10 FID, 1 / 2 steps"] == "3.55 / 2.93 (LPIPS)"
     assert [best[f"FD (digits-cnn), {each} ↓"] for each in ("1 step", "2 steps")] == ["22.6", "22.6"]
     assert [ddim[f"FD (digits-cnn), {each} ↓"] for each in ("1 step", "2 steps")] == ["300", "–"]
 
@@ -62,7 +62,7 @@ def test_what_trajectories_of_the_teacher_cost_is_in_the_cost(family_dir):
     (family_dir / "trajectories").mkdir()
     (family_dir / "trajectories" / "manifest.json").write_text(json.dumps({"evaluations": 1_000_000}))
     row = table(read_run(family_dir, []).results)[1]["ect"]
-    assert row["Cost, thousand forward evaluations"] == f"{4 * KIMG + 1000:,.0f}"
+    assert row["Thousand forward evaluations"] == f"{4 * KIMG + 1000:,.0f}"
     assert row["Reads of the teacher"] == "trajectories"
 
 
