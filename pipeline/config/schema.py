@@ -96,16 +96,19 @@ class TrainConfig(Section):
     batch_size: Count = Field(description="images per optimizer step, over all processes")
     slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
-    warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
+    warmup_kimg: float = Field(
+        ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
+    )
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
-    betas: tuple[Share, Share] = Field(description="AdamW betas")
-    weight_decay: float = Field(ge=0, description="AdamW weight decay")
+    optimizer: Literal["adamw", "radam"] = Field("adamw", description="adamw, or radam (adamw, its first steps held)")
+    betas: tuple[Share, Share] = Field(description="betas of the optimizer")
+    weight_decay: float = Field(ge=0, description="weight decay, decoupled from the gradient")
     ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         title="a number greater than 0, or of a student a list of them",
         description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
         "average with the best images is kept",
     )
-    gradient_clip: Positive = Field(description="largest norm of the gradient")
+    gradient_clip: Positive = Field(description="largest norm of the gradient, of each group of parameters by itself")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
@@ -128,8 +131,6 @@ class TrainConfig(Section):
             raise UserError("kimg", self.kimg, remedy)
         if self.batch_size % self.slices:
             raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
-        if self.warmup_kimg >= self.kimg:
-            raise UserError("warmup_kimg", self.warmup_kimg, f"must be less than {{here}}kimg = {self.kimg}")
         return self
 
 

@@ -142,9 +142,8 @@ def _regress(
         f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images "
         f"where it denoises no better than a shrinkage does (it is better {where})"
     )
-    warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
-    changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
-    short = config.train.model_copy(update=changes | {"ema_halflife_kimg": min(config.train.halflives.values())})
+    changes = {"kimg": config.regression_kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
+    short = config.train.model_copy(update=changes)
     place, seed = f"students/{training.name}/regression", run.training_seed(training)
     job = run.training_job(place, f"{training.key}-regression", short, identity, seed)
     (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()
