@@ -55,8 +55,8 @@ class SideBySide:
     """The section of a report: a table, what can be said of it, and where the published numbers are from."""
 
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    """("student" or "teacher", cells)."""
+    rows: Sequence[tuple[dict[str, str], Sequence[str]]]
+    """Each {"kind": "student" or "teacher"} and its cells."""
     claims: Sequence[str]
     notes: Sequence[str]
 
@@ -79,8 +79,8 @@ def side_by_side(results: Results) -> SideBySide | None:
         *(f"{name}, {at[0]}{arrow}" for name, arrow in (("Precision", " ↑"), ("Recall", " ↑"), ("Near-copies", ""))),
         "Others’ CIFAR-10 FID, 1 / 2 steps",
     ]
-    rows = [("student", _cells(results, method, steps)) for method in found]
-    rows += [("teacher", cells) for cells in _references(results, steps)]
+    rows = [({"kind": "student"}, _cells(results, method, steps)) for method in found]
+    rows += [({"kind": "teacher"}, cells) for cells in _references(results, steps)]
     lines = [line for step in steps for line in claims(results, found, step)]
     return SideBySide(columns=columns, rows=rows, claims=lines, notes=_notes(found))
 
@@ -182,8 +182,8 @@ def _notes(found: Sequence[Method]) -> list[str]:
         "randomness and with the images in another order; the seed blocks of sampling are averaged inside."
         if max(counts) > 1
         else "Each was trained once, so that nothing here says that one method is better than another.",
-        "Forward evaluations are those of a training, where one with its gradient counts as three and a Jacobian-vector "
-        "product as two; the conversion from the teacher, which is the same for all, is not in it.",
+        "Forward evaluations are those of a training, where one with its gradient counts as three and a "
+        "Jacobian-vector product as two; the conversion from the teacher, which is the same for all, is not in it.",
         "The teacher’s rows are means over seed blocks.",
     ]
     shown = [method.trainings[0]["method"] for method in found]
