@@ -24,7 +24,9 @@ from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import Regression, conversion_error, convert_teacher, judged_sigmas, trusted_range
 from fewstep.students.load import load_student
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.save import save_student
+from fewstep.students.trajectories import read_trajectories
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
@@ -71,7 +73,12 @@ def _distil(
     teacher = load_teacher(folder, run.device)
     teacher.network.to(memory_format=torch.channels_last)
     model, conversion = _convert(run, training, teacher, identity)
-    objective = config.method.build(model, teacher)
+    if isinstance(config.method, CMT):
+        objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
+    else:
+        objective = config.method.build(model, teacher)
+    if config.adversarial is not None:
+        objective = config.adversarial.build(objective)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
     seed = run.training_seed(training)
     job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)

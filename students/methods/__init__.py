@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ect import ECT
 
-Method = Annotated[CD | ECT, Field(discriminator="name")]
+Method = Annotated[CD | CMT | ECT, Field(discriminator="name")]
