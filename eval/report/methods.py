@@ -121,7 +121,7 @@ def _cells(results: Results, method: Method, steps: Sequence[int]) -> list[str]:
 
 def _reads(training: Training) -> str:
     """What the distillation takes from the teacher besides the weights it starts from."""
-    evaluations = (training["cost"] or {}).get("teacher", 0)
+    evaluations = training["cost"].get("teacher", 0)
     parts = ["trajectories"] if training["trajectories"] else []
     parts += [f"{counted(evaluations, 'evaluation')} an image"] if evaluations else []
     return ", ".join(parts) or "starting weights"
@@ -204,7 +204,7 @@ def training_curves(results: Results, logs: dict[str, list[dict[str, Any]]]) -> 
     curves: dict[str, list[np.ndarray]] = {}
     for method in methods(results):
         for training in method.trainings:
-            records, cost = logs[training["stage"]], training["cost"] or {}
+            records, cost = logs[training["stage"]], training["cost"]
             key = f"kid_{training['average']}"
             spent = [
                 (record["kimg"] * cost["forward_equivalents"] + training["trajectories"] / 1000, record[key])

@@ -156,7 +156,7 @@ def _method_plots(results: Results, logs: dict[str, list[dict[str, Any]]]) -> li
     if panels:
         text = "Each training faint, the mean with its standard deviation over trainings bold."
         text += " The dashed line is the teacher’s best." if best else ""
-        fd = best and best["quality"]["metrics"]["fd"]["mean"]
+        fd = None if best is None else best["quality"]["metrics"]["fd"]["mean"]
         plotted.append((text, method_plots.ends(panels, results["benchmark"]["metric_name"], fd)))
     return plotted
 
