@@ -1,5 +1,7 @@
 """Several trainings of a student: their names, their samplers, and the preset that compares methods by them."""
 
+from typing import Any
+
 import pytest
 
 from fewstep.errors import UserError
@@ -51,9 +53,10 @@ def test_the_methods_of_digits_family_cost_the_same(tiny_unet):
     teacher = Preconditioned(tiny_unet(seed=1), EDM(sigma_data=0.5), space)
     costs, trajectories = {}, config.trajectories.number * config.trajectories.steps / 1000
     for name, each in config.students.items():
-        learns_from_trajectories = isinstance(each.method, CMT)
+        method: Any = each.method
+        learns_from_trajectories = isinstance(method, CMT)
         student = ConsistencyModel(tiny_unet())
-        objective = TrajectoryRegression if learns_from_trajectories else each.method.build(student, teacher)
+        objective = TrajectoryRegression if learns_from_trajectories else method.build(student, teacher)
         costs[name] = each.train.kimg * objective.cost.forward_equivalents + trajectories * learns_from_trajectories
     assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
     assert {each.training_seeds for each in config.students.values()} == {3}
