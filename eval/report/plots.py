@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.path import Path
@@ -200,12 +201,17 @@ def _y_axis(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
         axes.set_ylim(min(0.0, low), 1.15 * max(p.fd + (p.sd or 0) for p in points))
 
 
+def log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def log_y(axes: Axes) -> None:
-    """A logarithmic axis with ticks at 1, 2 and 5, written out."""
+    """A logarithmic y axis with those ticks."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis)
 
 
 def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point], fixed: Sequence[Annotation]) -> None:

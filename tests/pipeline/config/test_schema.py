@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.files import sha256_json
+from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.keys import config_keys, validated
 from fewstep.pipeline.config.reading import config_from_dict, load_config, preset_names
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.schema import DataConfig
 from fewstep.settings import in_words
 
 
@@ -121,7 +122,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.train.keep_checkpoints", "0", "at least 1"),
         ("student.train.log_every", "0", "at least 1"),
         ("student.training_seeds", "0", "at least 1"),
-        ("student.method", "sct", "cd, ect"),
+        ("student.method", "sct", "must be one of cd, "),
         ("student.method.doublings", "31", "at most 30"),
         ("student.regression_kimg", "-1", "at least 0"),
         ("student.sigma_min", "0", "greater than 0"),
