@@ -8,6 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.ct import CT
 from fewstep.students.methods.ect import ECT
+from fewstep.students.methods.ict import ICT
+from fewstep.students.methods.lcm import LCM
+from fewstep.students.methods.tcm import TCM
 
-Method = Annotated[CD | ECT, Field(discriminator="name")]
+Method = Annotated[CD | ECT | CT | ICT | LCM | TCM, Field(discriminator="name")]
