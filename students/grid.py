@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import CMStochasticIterativeScheduler
@@ -51,6 +51,19 @@ class StepGrid:
     def nearest(self, sigma: float, sigma_min: float, sigma_max: float) -> int:
         """The point whose noise level is nearest to `sigma` by ratio."""
         return int((self.scheduler(sigma_min, sigma_max).sigmas.log() - math.log(sigma)).abs().argmin())
+
+    def down_to(self, lowest: float, sigma_min: float, sigma_max: float) -> "StepGrid":
+        """This grid with points chosen where those of 2, 4 or 8 steps go below the noise level `lowest`.
+
+        They are equally far apart, the last at the lowest level. Where the grid has too few, its own points stay.
+        """
+        chosen, lowest = dict(self.chosen), lowest / (1 + 1e-4)  # solved for the level itself, a grid is near it
+        last = int((self.scheduler(sigma_min, sigma_max).sigmas >= lowest).sum()) - 1
+        for steps in (2, 4, 8):
+            enough = steps <= min(last + 1, self.num_train_timesteps - 1)
+            if enough and self.sigmas(steps, sigma_min, sigma_max)[-1] < lowest:
+                chosen[steps] = [last * index // (steps - 1) for index in reversed(range(steps))]
+        return replace(self, chosen=chosen)
 
 
 def solve_grid(sigma: float, sigma_min: float, sigma_max: float) -> StepGrid:
