@@ -53,15 +53,15 @@ class StepGrid:
         return int((self.scheduler(sigma_min, sigma_max).sigmas.log() - math.log(sigma)).abs().argmin())
 
     def down_to(self, lowest: float, sigma_min: float, sigma_max: float) -> "StepGrid":
-        """This grid with points chosen where those of 2, 4 or 8 steps go below the noise level `lowest`.
+        """This grid with points chosen for 4 and 8 steps where their own go below the noise level `lowest`.
 
-        They are equally far apart, the last at the lowest level. Where the grid has too few, its own points stay.
+        They are equally far apart, the last at the lowest level, which the two-step level must not be below: so half of
+        the points, or more, are above it.
         """
         chosen, lowest = dict(self.chosen), lowest / (1 + 1e-4)  # solved for the level itself, a grid is near it
         last = int((self.scheduler(sigma_min, sigma_max).sigmas >= lowest).sum()) - 1
-        for steps in (2, 4, 8):
-            enough = steps <= min(last + 1, self.num_train_timesteps - 1)
-            if enough and self.sigmas(steps, sigma_min, sigma_max)[-1] < lowest:
+        for steps in (4, 8):
+            if steps < self.num_train_timesteps and self.sigmas(steps, sigma_min, sigma_max)[-1] < lowest:
                 chosen[steps] = [last * index // (steps - 1) for index in reversed(range(steps))]
         return replace(self, chosen=chosen)
 

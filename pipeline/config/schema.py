@@ -184,8 +184,9 @@ class StudentConfig(Section):
     def _check(self) -> "StudentConfig":
         if self.sigma_min >= self.sigma_max:
             raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
-        if isinstance(self.method, TCM) and not self.sigma_min < self.method.boundary < self.sigma_max:
-            remedy = f"must lie between {{here}}sigma_min = {self.sigma_min} and {{here}}sigma_max = {self.sigma_max}"
+        if isinstance(self.method, TCM) and not self.sigma_min < self.method.boundary < self.sigma_max / 2:
+            remedy = f"must lie between {{here}}sigma_min = {self.sigma_min} and half of "  # which two steps can reach
+            remedy += f"{{here}}sigma_max = {self.sigma_max}"
             raise UserError("method.boundary", self.method.boundary, remedy)
         return self
 

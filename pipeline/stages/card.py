@@ -44,7 +44,7 @@ against {real:,} real images that no result is measured against. The search made
 - data: `{source}`, split `{split}`; seed {seed}
 - made with torch {torch}, diffusers {diffusers}
 """
-_WORDS = {2: "two", 4: "four", 8: "eight"}
+_WORDS = {4: "four", 8: "eight"}
 
 
 def model_card(config: Config, student: str, model: ConsistencyModel, facts: dict[str, Any]) -> str:

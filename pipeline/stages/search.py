@@ -105,8 +105,7 @@ def choose_two_steps(
             grids[sigma] = solve_grid(sigma, sigma_min, sigma_max).down_to(lowest, sigma_min, sigma_max)
     if not grids:
         say(f"  no level of the search is in reach of student.sigma_max = {sigma_max:g}: the grid's own is taken")
-        own = StepGrid(num_train_timesteps=129 if lowest else 9).down_to(lowest, sigma_min, sigma_max)
-        grids = {own.sigmas(2, sigma_min, sigma_max)[1]: own}
+        grids = {StepGrid().sigmas(2, sigma_min, sigma_max)[1]: StepGrid()}
     values = {sigma: trials.kid([sigma_max, sigma], trials.count) for sigma in grids}
     best = min(values, key=lambda sigma: values[sigma])
     return grids[best], {str(sigma): value for sigma, value in values.items()}

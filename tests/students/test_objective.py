@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from fewstep.errors import UserError
 from fewstep.students.bridges import data_bridge
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.methods import Method
@@ -186,6 +187,15 @@ def test_cost_is_the_evaluations_made(tiny_unet: Build, name: str, progress: Pro
         network.register_forward_pre_hook(count)
     objective(batch(), progress, generator())
     assert images == {part: 8 * getattr(objective.cost, part) for part in images}
+
+
+@pytest.mark.parametrize(("skip", "table", "says"), [(20, False, "teacher.source"), (1000, True, "the 1000 timesteps")])
+def test_lcm_needs_a_teacher_with_the_timesteps(tiny_unet: Build, skip: int, table: bool, says: str):
+    model, teacher = ConsistencyModel(tiny_unet(seed=2)), teacher_of(tiny_unet(seed=1))
+    if not table:
+        teacher.space = replace(teacher.space, table=None)
+    with pytest.raises(UserError, match=rf"^student\.method\.(name|skip): .*{says}"):
+        LCM(skip=skip).build(model, teacher)
 
 
 def test_forward_equivalents_count_a_backward_pass_as_two_forward_passes():
