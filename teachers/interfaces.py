@@ -124,7 +124,7 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups: {"params": ...} with AdamW's own options, and `lr_scale` of the learning rate."""
+        """The optimizer's groups: {"params": ...} with its own options of Adam, and `lr_scale` of the learning rate."""
         return [{"params": list(self.network.parameters())}]
 
     def averaged(self) -> nn.Module:
