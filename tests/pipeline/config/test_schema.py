@@ -121,7 +121,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.train.keep_checkpoints", "0", "at least 1"),
         ("student.train.log_every", "0", "at least 1"),
         ("student.training_seeds", "0", "at least 1"),
-        ("student.method", "sct", "cd, ect"),
+        ("student.method", "sct", "must be one of cd, "),
         ("student.method.doublings", "31", "at most 30"),
         ("student.method.solver", "rk4", "heun, euler"),
         ("student.method.target_ema", "1.0", "less than 1"),
