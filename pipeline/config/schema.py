@@ -20,6 +20,7 @@ from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
+from fewstep.students.methods.tcm import TCM
 
 DIGITS_SHAPE = (1, 8, 8)
 
@@ -188,7 +189,16 @@ class StudentConfig(Section):
     def _check(self) -> "StudentConfig":
         if self.sigma_min >= self.sigma_max:
             raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
+        if isinstance(self.method, TCM) and not self.sigma_min < self.method.boundary < self.sigma_max / 2:
+            remedy = f"must lie between {{here}}sigma_min = {self.sigma_min} and half of "  # which two steps can reach
+            remedy += f"{{here}}sigma_max = {self.sigma_max}"
+            raise UserError("method.boundary", self.method.boundary, remedy)
         return self
+
+    @property
+    def lowest_level(self) -> float:
+        """The noise level below which the student is not trained to the end; 0: none."""
+        return self.method.boundary if isinstance(self.method, TCM) else 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,10 @@ from pydantic import Field
 
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.cmt import CMT
+from fewstep.students.methods.ct import CT
 from fewstep.students.methods.ect import ECT
+from fewstep.students.methods.ict import ICT
+from fewstep.students.methods.lcm import LCM
+from fewstep.students.methods.tcm import TCM
 
-Method = Annotated[CD | CMT | ECT, Field(discriminator="name")]
+Method = Annotated[CD | CMT | CT | ECT | ICT | LCM | TCM, Field(discriminator="name")]
