@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.pipeline.sampling.grammar import SOLVERS, STEPS, SamplerName, parse_own
 from fewstep.settings import Section, no_number
-from fewstep.students.methods import Method
+from fewstep.students.methods import Method, trains_ddim
 
 DIGITS_SHAPE = (1, 8, 8)
 
@@ -166,7 +166,7 @@ Teacher = Annotated[
 
 
 class StudentConfig(Section):
-    """A consistency model and how it is distilled."""
+    """A student and how it is distilled."""
 
     method: Method
     sigma_min: Positive = Field(default=0.002, description="smallest noise level")
@@ -279,6 +279,10 @@ class Config(Section):
             if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
+            for name, student in self.students.items():
+                if self.teacher.prediction == "epsilon" and trains_ddim(student.method):
+                    remedy = f"must be v_prediction or sample for {self.student_key(name)}.method = pd"
+                    raise UserError("teacher.prediction", "epsilon", remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))

@@ -31,6 +31,7 @@ from fewstep.pipeline.stages.teacher import make_teacher, source_hash
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
+from fewstep.students.methods import trains_ddim
 
 STAGES = ("teacher", "student", "evaluate", "report")
 
@@ -130,6 +131,8 @@ class Run(RunContext):
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
+            elif trains_ddim(config.method):  # whose noise levels are given
+                search = {}
             inputs = {"weights": weights, "search": search}
             self._stage(
                 f"students/{name}",

@@ -9,5 +9,11 @@ from pydantic import Field
 
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.ect import ECT
+from fewstep.students.methods.pd import PD
 
-Method = Annotated[CD | ECT, Field(discriminator="name")]
+Method = Annotated[CD | ECT | PD, Field(discriminator="name")]
+
+
+def trains_ddim(method: Method) -> bool:
+    """Whether a method's student is a `DDIMStudent`, whose steps are given; else it is a `ConsistencyModel`."""
+    return isinstance(method, PD)
