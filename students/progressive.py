@@ -3,6 +3,8 @@
 At every stage the steps are halved, and the student of one stage is the teacher of the next.
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -23,101 +25,89 @@ from fewstep.teachers.interfaces import (
 )
 
 REHEARSED = 0.25
+"""The share of draws at times of earlier stages. On the digits, with 64 kimg, FD at 1, 2 and 4 steps is 13, 5 and 6."""
 
 
 def two_steps(
     teacher: Denoiser, x: Tensor, sigmas: tuple[Tensor, Tensor, Tensor], condition: Condition = NONE
 ) -> Tensor:
-    """The x0 with which one DDIM step from s to s2 lands where the teacher's two, from s to s1 to s2, do; [B,C,H,W].
+    """The x0 with which one DDIM step from s to s2 ends where the teacher's two do, from s to s1 to s2; [B,C,H,W].
 
-    x = x0 + s*eps; `sigmas` are s >= s1 > s2 >= 0, [B] each. With x' = D + (s'/s)*(x - D) for a step, the paper's
-    target (x_s2 - (s2/s)*x)/(1 - s2/s) (appendix G) is a mean of the two estimates, free of the noise: none cancels.
+    x = x0 + s*eps; `sigmas` are s >= s1 > s2 >= 0, [B] each. As a step is x' = D + (s'/s)*(x - D), the paper's target,
+    (x_s2 - (s2/s)*x)/(1 - s2/s) (algorithm 2), is a mean of the teacher's two estimates. In this form the noise,
+    20,000 times the image in the first step, has no part.
     """
     s, s1, s2 = sigmas
     first = teacher(x, s, condition)
     second = teacher(first + per_image(s1 / s) * (x - first), s1, condition)
-    weight = per_image((1 - s2 / s1) / (1 - s2 / s))
-    return second * weight + first * (1 - weight)
+    share = per_image((1 - s2 / s1) / (1 - s2 / s))
+    return share * second + (1 - share) * first
+
+
+def stage_sigmas(student: DDIMStudent, steps: int, start_steps: int) -> Tensor:
+    """(s, s1, s2) of what is learned in the stage with `steps` steps, float32 [start_steps / 2, 3].
+
+    First the steps themselves, each with its middle: the trailing timesteps of a call with twice as many. Then the
+    other times of the first stage, at which the teacher steps to 0 at once, as (s, s, 0): it is its own target there.
+    """
+    table = torch.cat([student.space.table, torch.zeros(1, dtype=torch.float64)])  # type: ignore[list-item]
+    halves, first = student.timesteps(2 * steps), student.timesteps(start_steps // 2)
+    times = halves[::2]
+    rows = list(zip(times, halves[1::2], [*times[1:], -1], strict=True))
+    rows += [(time, time, -1) for time in first if time not in times]
+    return table[torch.tensor(rows)].float()
 
 
 class ProgressiveDistillation(Objective):
-    """Train `network` on two steps of `teacher` in one, with half as many steps at every stage, down to one.
+    """Train `network` to make two steps of `teacher` in one, from half of `start_steps` steps down to one.
 
-    The stages are equally long. Times are those of the stock DDIM call with the stage's number of steps. A quarter of
-    the draws are of the times of earlier stages, at which the student keeps what it has learned: so it can be sampled
-    with more steps than one too. The loss is that of v, (1 + 1/s^2)*|D(x; s) - x0|^2.
+    The stages are equally long. The loss is that of v, (1 + 1/s^2)*|D(x; s) - target|^2 (the paper's "SNR + 1"). A
+    student of the last stage alone would forget all times but the first; with REHEARSED it makes 2 and 4 steps too.
     """
 
     cost = Evaluations(student=1, teacher=2)
 
-    def __init__(
-        self,
-        network: DDIMStudent,
-        start_steps: int,
-        average_kimg: float = 0.0,
-        growth: float = 1.0,
-        rehearsed: float = REHEARSED,
-        weight: str = "v",
-    ) -> None:
+    def __init__(self, network: DDIMStudent, start_steps: int) -> None:
         super().__init__()
         self.network = network
-        self.teacher = network.clone().requires_grad_(False)  # a part of this module: of its checkpoints
-        self.average = network.clone().requires_grad_(False) if average_kimg else None
-        self.average_kimg, self.rehearsed, self.weight = average_kimg, rehearsed, weight
-        self.steps = [2**k for k in reversed(range(start_steps.bit_length() - 1))]
-        lengths = [growth**k for k in range(len(self.steps))]
-        self.ends = [sum(lengths[: k + 1]) / sum(lengths) for k in range(len(lengths))]
-        self._tables = [stage_sigmas(network, steps, start_steps // 2) for steps in self.steps]
+        self.teacher = network.clone().requires_grad_(False).eval()  # of this module, as a checkpoint has to hold it
+        self.stages = [2**power for power in reversed(range(start_steps.bit_length() - 1))]
+        self._sigmas = [stage_sigmas(network, steps, start_steps) for steps in self.stages]
 
-    def train(self, mode=True):
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def stage(self, fraction: float) -> int:
-        return next((k for k, end in enumerate(self.ends) if fraction < end), len(self.steps) - 1)
+    def stage(self, step: int, total_steps: int) -> int:
+        """The index in `stages` at an optimizer step."""
+        return min(step * len(self.stages) // total_steps, len(self.stages) - 1)
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
-        x_0 = batch.images
-        stage = self.stage(progress.fraction)
-        steps, table = self.steps[stage], self._tables[stage]
-        position = stratified(len(x_0), generator)
-        others = len(table) - steps
-        share = self.rehearsed if others else 0.0
-        index = (
-            torch.where(
-                position < share, position / max(share, 1e-9) * others + steps, (position - share) / (1 - share) * steps
-            )
-            .long()
-            .clamp(max=len(table) - 1)
-        )
-        s, s1, s2 = moved(table[index], x_0.device).unbind(1)
+        x_0, stage = batch.images, self.stage(progress.step, progress.total_steps)
+        drawn = self._sigmas[stage][draw_rows(len(x_0), self.stages[stage], len(self._sigmas[stage]), generator)]
+        s, s1, s2 = moved(drawn, x_0.device).unbind(1)
         x = x_0 + per_image(s) * randn(tuple(x_0.shape), generator, x_0.device)
         with torch.no_grad():
             target = two_steps(self.teacher, x, (s, s1, s2), batch.condition)
         estimate = self.network(x, s, batch.condition)
         error = (estimate - target).square().mean(dim=(1, 2, 3))
-        w = 1 + 1 / s**2 if self.weight == "v" else (1 / s**2).clamp(min=1)
-        return LossTerms(loss=w * error, sigma=s, estimate=estimate)
+        return LossTerms(loss=(1 + 1 / s**2) * error, sigma=s, estimate=estimate)
 
     @torch.no_grad()
     def update(self, progress: Progress) -> None:
-        now, after = (self.stage(step / progress.total_steps) for step in (progress.step, progress.step + 1))
-        if self.average is not None:
-            size = progress.images / max(progress.step, 1) or 64
-            w = 1 - 0.5 ** (size / (self.average_kimg * 1000))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), w)
-        if after > now and progress.step + 1 < progress.total_steps:
-            source = self.average if self.average is not None else self.network
-            self.teacher.load_state_dict(source.state_dict())
-            if self.average is not None:
-                self.network.load_state_dict(source.state_dict())
+        """At the end of a stage the student becomes the teacher."""
+        step, total = progress.step, progress.total_steps
+        if self.stage(step + 1, total) > self.stage(step, total):
+            self.teacher.load_state_dict(self.network.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; the teacher stays without dropout."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
 
-def stage_sigmas(student: DDIMStudent, steps: int, most: int) -> Tensor:
-    times, halves, all_ = (student.timesteps(n) for n in (steps, 2 * steps, most))
-    sigma = torch.cat([student.space.table, torch.zeros(1, dtype=torch.float64)])
-    rows = [(t, halves[2 * i + 1], (*times, -1)[i + 1]) for i, t in enumerate(times)]
-    rows += [(t, t, -1) for t in all_ if t not in times]
-    return sigma[torch.tensor(rows)].float()
+def draw_rows(num: int, steps: int, rows: int, generator: torch.Generator) -> Tensor:
+    """`num` stratified indices of the rows of `stage_sigmas`, uniform over the steps and over those rehearsed."""
+    rehearsed = REHEARSED if rows > steps else 0.0
+    position = stratified(num, generator)
+    own, earlier = (position - rehearsed) / (1 - rehearsed) * steps, position / REHEARSED * (rows - steps)
+    found = torch.where(position < rehearsed, steps + earlier, own)
+    return found.long().clamp(max=rows - 1)

@@ -7,6 +7,7 @@ dotted name. A field's title says what its value must be where its type does not
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,16 +96,19 @@ class TrainConfig(Section):
     batch_size: Count = Field(description="images per optimizer step, over all processes")
     slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
-    warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
+    warmup_kimg: float = Field(
+        ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
+    )
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
-    betas: tuple[Share, Share] = Field(description="AdamW betas")
-    weight_decay: float = Field(ge=0, description="AdamW weight decay")
+    optimizer: Literal["adamw", "radam"] = Field("adamw", description="adamw, or radam (adamw, its first steps held)")
+    betas: tuple[Share, Share] = Field(description="betas of the optimizer")
+    weight_decay: float = Field(ge=0, description="weight decay, decoupled from the gradient")
     ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         title="a number greater than 0, or of a student a list of them",
         description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
         "average with the best images is kept",
     )
-    gradient_clip: Positive = Field(description="largest norm of the gradient")
+    gradient_clip: Positive = Field(description="largest norm of the gradient, of each group of parameters by itself")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
@@ -127,8 +131,6 @@ class TrainConfig(Section):
             raise UserError("kimg", self.kimg, remedy)
         if self.batch_size % self.slices:
             raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
-        if self.warmup_kimg >= self.kimg:
-            raise UserError("warmup_kimg", self.warmup_kimg, f"must be less than {{here}}kimg = {self.kimg}")
         return self
 
 
@@ -169,6 +171,9 @@ class StudentConfig(Section):
     """A student and how it is distilled."""
 
     method: Method
+    training_seeds: int = no_number(
+        1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
+    )
     sigma_min: Positive = Field(default=0.002, description="smallest noise level")
     sigma_max: Positive = Field(default=80.0, description="largest noise level")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
@@ -184,6 +189,21 @@ class StudentConfig(Section):
         if self.sigma_min >= self.sigma_max:
             raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
         return self
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a student. `name` names its folder; `number` counts from 1, whose name is the student's own."""
+
+    name: str
+    student: str
+    number: int
+    config: StudentConfig
+
+    @property
+    def key(self) -> str:
+        """The dotted key of the student's section; also what its training's randomness depends on."""
+        return "student" if self.student == "student" else f"students.{self.student}"
 
 
 class JudgeConfig(Section):
@@ -269,6 +289,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        for each in self._all_trainings():
+            if each.number > 1 and each.name in self.students:
+                remedy = f"is what training {each.number} of {each.student} is called: give another name"
+                raise UserError("students", each.name, remedy)
         for name in self.eval.samplers:
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
@@ -279,23 +303,40 @@ class Config(Section):
             if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
-            for name, student in self.students.items():
-                if self.teacher.prediction == "epsilon" and trains_ddim(student.method):
-                    remedy = f"must be v_prediction or sample for {self.student_key(name)}.method = pd"
+            for each in self._all_trainings():
+                if self.teacher.prediction == "epsilon" and trains_ddim(each.config.method):
+                    remedy = f"must be v_prediction or sample for {each.key}.method = pd"
                     raise UserError("teacher.prediction", "epsilon", remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))
         return self
 
+    def _all_trainings(self) -> list[Training]:
+        return [
+            Training(name if number == 1 else f"{name}-{number}", name, number, config)
+            for name, config in self.students.items()
+            for number in range(1, config.training_seeds + 1)
+        ]
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """Every training of every student by its name: NAME, then NAME-2, NAME-3 as `training_seeds` has it."""
+        return {each.name: each for each in self._all_trainings()}
+
     @property
     def samplers(self) -> list[SamplerName]:
-        """`eval.samplers`, with a sampler of each student where `student` stands for all of them."""
+        """`eval.samplers`, with a sampler of each training of a student, or of all where it is called `student`."""
         names = [parse_own(text) for text in self.eval.samplers]
+        trainings = self.trainings.values()
         return [
             SamplerName(subject, name.solver, name.steps)
             for name in names
-            for subject in (self.students if name.subject == "student" else [name.subject])
+            for subject in (
+                ["teacher"]
+                if name.kind == "teacher"
+                else [each.name for each in trainings if name.subject in ("student", each.student)]
+            )
         ]
 
     def check_steps(self, timesteps: int) -> None:
@@ -314,10 +355,6 @@ class Config(Section):
                 remedy = f"must be divisible by {factor} for the {levels} levels of teacher.network"
                 raise UserError("data.image_size", side, remedy)
         EXTRACTORS[self.eval.extractor].check_shape(shape)
-
-    def student_key(self, name: str) -> str:
-        """The dotted key of a student's section; also what its training's randomness depends on."""
-        return "student" if name == "student" else f"students.{name}"
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ import diffusers
 import torch
 
 from fewstep import __version__
-from fewstep.pipeline.config.schema import Config
+from fewstep.pipeline.config.schema import Config, Training
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.interfaces import Student
@@ -35,7 +35,7 @@ images = pipeline(batch_size=16, num_inference_steps=1).images
 {averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
 
 - {levels}; {parameters:,} parameters
-- data: `{source}`, split `{split}`; seed {seed}
+- data: `{source}`, split `{split}`; seed {seed}{again}
 - made with torch {torch}, diffusers {diffusers}
 """
 _CONSISTENCY = """| steps | noise levels |
@@ -54,16 +54,16 @@ Give `num_inference_steps`: the pipeline's own default is 50. The timesteps are 
 student was trained: none were searched for."""
 
 
-def model_card(config: Config, student: str, model: Student, facts: dict[str, Any]) -> str:
+def model_card(config: Config, training: Training, model: Student, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
-    settings = config.students[student]
+    settings = training.config
     channels, height, width = model.space.shape
     tag, kind, steps, levels = _of_kind(model, facts)
     quality = facts.get("quality", {"halflives": {}, "chosen": ""})
     values = ", ".join(f"{value:.4g} at {name} kimg" for name, value in quality["halflives"].items())
     averages = f"Its weights are the average of half-life {quality['chosen']} kimg, chosen by KID too ({values}).\n"
     return _CARD.format(
-        name=config.name if student == "student" else f"{config.name}-{student}",
+        name=config.name if training.name == "student" else f"{config.name}-{training.name}",
         version=__version__,
         method=settings.method.name,
         kimg=settings.train.kimg,
@@ -80,6 +80,7 @@ def model_card(config: Config, student: str, model: Student, facts: dict[str, An
         source=config.data.source,
         split=config.data.split,
         seed=config.seed,
+        again=f", training {training.number}" if training.number > 1 else "",
         torch=torch.__version__,
         diffusers=diffusers.__version__,
     )

@@ -122,12 +122,13 @@ class Run(RunContext):
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
 
     def student(self) -> None:
-        """Distil the teacher into students/NAME/, for each name."""
-        for name, config in self.config.students.items():
-            key, numbers = self.config.student_key(name), config.numbers()
+        """Distil the teacher into students/NAME/, for each training of each student."""
+        for name, training in self.config.trainings.items():
+            config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
+            weights |= {"training": training.number} if training.number > 1 else {}
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
@@ -138,7 +139,7 @@ class Run(RunContext):
                 f"students/{name}",
                 self.title(name),
                 inputs,
-                lambda stage, kept, name=name, inputs=inputs: make_student(self, name, stage, inputs, kept),
+                lambda stage, kept, training=training, inputs=inputs: make_student(self, training, stage, inputs, kept),
                 sha256_json(weights),
                 "distilled again from the start",
                 ("search.", "its noise levels searched again"),
@@ -185,7 +186,7 @@ class Run(RunContext):
 
         "" where it does not, or where that cannot be told: a stage is missing, or a file that was measured with.
         """
-        stages = ["teacher", *(f"students/{name}" for name in self.config.students), "eval"]
+        stages = ["teacher", *(f"students/{name}" for name in self.config.trainings), "eval"]
         if not all((self.folder / stage / MANIFEST).exists() for stage in stages):
             return ""
         try:
