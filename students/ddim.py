@@ -73,9 +73,13 @@ def sample_ddim(model: Denoiser, scheduler: DDIMScheduler, draw: Draw, condition
 
 def ddim_student(teacher: Preconditioned, scheduler: DDPMScheduler | None) -> DDIMStudent:
     """A student with the teacher's weights, which computes what the teacher does; UserError for another prediction."""
-    if scheduler is None or teacher.scaling.name not in PREDICTIONS:
-        remedy = f"needs a teacher whose teacher.prediction is {' or '.join(PREDICTIONS)}, for a student of DDIM steps"
+    if teacher.scaling.name not in PREDICTIONS:
+        remedy = f"a student of DDIM steps needs one whose teacher.prediction is {' or '.join(PREDICTIONS)}"
         raise UserError("teacher.source", teacher.scaling.name, remedy)
+    if scheduler is None:
+        raise UserError(
+            "teacher.source", teacher.scaling.name, "a student of DDIM steps needs one with a DDPM schedule"
+        )
     assert isinstance(teacher.network, UNet2DModel)
     kept = {key: scheduler.config[key] for key in _SCHEDULE} | {"trained_betas": None}
     if scheduler.config["trained_betas"] is not None or kept["beta_schedule"] == "sigmoid":  # DDIM has no sigmoid

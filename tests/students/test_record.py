@@ -27,6 +27,7 @@ def original(tiny_unet: Callable[..., UNet2DModel]) -> ConsistencyModel:
 def test_chosen_levels_come_back_and_the_stock_call_of_the_card_uses_them(original: ConsistencyModel, tmp_path: Path):
     assert max(save_student(original, tmp_path).values()) < 1e-5
     model = load_student(tmp_path)
+    assert isinstance(model, ConsistencyModel)
     assert model.grid == original.grid
     assert model.step_sigmas(4) == original.step_sigmas(4)
     assert model.step_sigmas(4)[2] == model.step_sigmas(2)[1] == pytest.approx(0.65, rel=1e-4)
