@@ -45,18 +45,25 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Studen
     folder = student_folder(Path(path).expanduser())
     if not (folder / "model_index.json").exists():
         raise UserError(folder, None, "is no student: it has no model_index.json; give a run's student folder")
-    index = read_json(folder / "model_index.json")
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if not isinstance(kind, str) or kind not in READERS:
+    kind = _kind(folder)
+    if kind is None:
         raise UserError(folder, None, f"is no student: model_index.json names no {' or '.join(READERS)}")
     return READERS[kind](folder).to(device).eval().requires_grad_(False)
 
 
 def is_student(folder: Path) -> bool:
     """Whether a stock pipeline's folder is a student's; a DDIMPipeline is one by the options of its scheduler."""
-    kind = read_json(folder / "model_index.json", {}).get("_class_name")
-    config = folder / "scheduler" / "scheduler_config.json"
-    return kind in READERS and (kind != "DDIMPipeline" or (config.is_file() and not _unlike(read_json(config, {}))))
+    kind, config = _kind(folder), folder / "scheduler" / "scheduler_config.json"
+    return kind == "ConsistencyModelPipeline" or (
+        kind == "DDIMPipeline" and config.is_file() and not _unlike(read_json(config, {}))
+    )
+
+
+def _kind(folder: Path) -> str | None:
+    """Which of READERS a folder's pipeline is."""
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    return kind if isinstance(kind, str) and kind in READERS else None
 
 
 def _consistency(folder: Path) -> ConsistencyModel:

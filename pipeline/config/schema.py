@@ -174,8 +174,8 @@ class StudentConfig(Section):
     training_seeds: int = no_number(
         1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
     )
-    sigma_min: Positive = Field(default=0.002, description="smallest noise level")
-    sigma_max: Positive = Field(default=80.0, description="largest noise level")
+    sigma_min: Positive = Field(default=0.002, description="smallest noise level of a consistency model")
+    sigma_max: Positive = Field(default=80.0, description="largest noise level of a consistency model")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
     regression_kimg: float = Field(20.0, ge=0, description="length of regression onto a teacher that cannot be folded")
     search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")

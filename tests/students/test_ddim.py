@@ -56,8 +56,8 @@ def test_it_is_its_teacher_and_stock_diffusers_makes_its_images(tiny_unet: Build
 
 
 def test_only_the_mean_of_a_learned_variance_is_kept(tiny_unet: Build):
-    wide = UNet2DModel(**(dict(tiny_unet().config) | {"out_channels": 2}))
-    assert ddim_student(*teacher_of(wide)).network.config["out_channels"] == 1
+    config: dict[str, Any] = dict(tiny_unet().config) | {"out_channels": 2}
+    assert ddim_student(*teacher_of(UNet2DModel(**config))).network.config["out_channels"] == 1
 
 
 def test_steps_are_ddims_trailing_timesteps(tiny_unet: Build):

@@ -21,7 +21,7 @@ IMAGES = torch.rand((64, 1, 8, 8), generator=torch.Generator().manual_seed(0)) *
 
 
 def made(unet: UNet2DModel, **options: Any) -> tuple[DDIMStudent, Preconditioned]:
-    given = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options
+    given: dict[str, Any] = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options
     scheduler = DDPMScheduler(**given)
     teacher = ddpm_model(unet, scheduler).eval()
     return ddim_student(teacher, scheduler), teacher
@@ -83,19 +83,22 @@ def test_the_network_sees_the_timesteps_of_the_stock_call_at_every_stage(tiny_un
         assert own == (144 if steps < 8 else 192)
 
 
-def test_at_the_end_of_a_stage_the_student_becomes_the_teacher(tiny_unet: Build):
+def test_at_the_end_of_a_stage_its_average_becomes_student_and_teacher(tiny_unet: Build):
     model, _ = made(tiny_unet(seed=1))
     objective = ProgressiveDistillation(model, 8)
-    weight, copied = model.network.conv_in.weight, []
-    for step in range(12):
+    student, teacher = (each.network.conv_in.bias for each in (model, objective.teacher))
+    start, changed = student.detach().clone(), []
+    for step in range(48):
         with torch.no_grad():
-            weight.add_(1.0)
-        before = objective.teacher.network.conv_in.weight.clone()
-        objective.update(at(step))
-        if not torch.equal(before, objective.teacher.network.conv_in.weight):
-            copied.append(step)
-            assert torch.equal(objective.teacher.network.conv_in.weight, weight)
-    assert copied == [3, 7]
+            student.add_(1.0)
+        before = teacher.clone()
+        objective.update(at(step, 48))
+        if not torch.equal(before, teacher):
+            changed.append(step)
+            assert torch.equal(student, teacher)
+            start += 15  # of 16 steps a half-life each: 16 - (1/2 + 1/4 + ...)
+            torch.testing.assert_close(student.detach(), start, atol=1e-3, rtol=0)
+    assert changed == [15, 31]
 
 
 def test_the_student_alone_is_trained_at_the_cost_that_is_named(tiny_unet: Build):
