@@ -17,7 +17,9 @@ from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.pipeline.sampling.grammar import SOLVERS, STEPS, SamplerName, parse_own
 from fewstep.settings import Section, no_number
-from fewstep.students.methods import Method, trains_ddim
+from fewstep.students.methods import Method
+from fewstep.students.methods.adversarial import Adversarial
+from fewstep.students.methods.pd import PD
 
 DIGITS_SHAPE = (1, 8, 8)
 
@@ -167,10 +169,21 @@ Teacher = Annotated[
 ]
 
 
+class TrajectoryConfig(Section):
+    """Trajectories of the teacher, made once for the students whose method learns from them (cmt)."""
+
+    number: int = Field(default=12_000, ge=1, description="trajectories")
+    steps: int = Field(
+        default=16, ge=2, le=1000, description="teacher evaluations of each, DPM-Solver++(2M) in ln sigma"
+    )
+    dtype: Literal["float16", "float32"] = Field(default="float32", description="how their points are kept on the disk")
+
+
 class StudentConfig(Section):
     """A student and how it is distilled."""
 
     method: Method
+    adversarial: Adversarial | None = Field(default=None, description="a discriminator at the end; null: none")
     training_seeds: int = no_number(
         1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
     )
@@ -275,6 +288,7 @@ class Config(Section):
     out: Path = no_number(Path("runs"), description="folder that holds the runs")
     data: DataConfig
     teacher: Teacher
+    trajectories: TrajectoryConfig = TrajectoryConfig()
     students: dict[str, StudentConfig]
     eval: EvalConfig
 
@@ -293,6 +307,15 @@ class Config(Section):
             if each.number > 1 and each.name in self.students:
                 remedy = f"is what training {each.number} of {each.student} is called: give another name"
                 raise UserError("students", each.name, remedy)
+        ends = {
+            name: (each.sigma_min, each.sigma_max) for name, each in self.students.items() if each.method.name == "cmt"
+        }
+        for name, (low, high) in ends.items():
+            if (low, high) != (first := next(iter(ends.values()))):
+                remedy = (
+                    f"{next(iter(ends))} has {first[0]:g} and {first[1]:g}, and both learn from the same trajectories"
+                )
+                raise UserError(f"students.{name}.sigma_min, sigma_max", (low, high), remedy)
         for name in self.eval.samplers:
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
@@ -304,7 +327,7 @@ class Config(Section):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
             for each in self._all_trainings():
-                if self.teacher.prediction == "epsilon" and trains_ddim(each.config.method):
+                if self.teacher.prediction == "epsilon" and isinstance(each.config.method, PD):
                     remedy = f"must be v_prediction or sample for {each.key}.method = pd"
                     raise UserError("teacher.prediction", "epsilon", remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)

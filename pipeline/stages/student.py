@@ -27,8 +27,10 @@ from fewstep.students.convert import Regression, conversion_error, convert_teach
 from fewstep.students.ddim import DDIMStudent, ddim_student
 from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student
-from fewstep.students.methods import trains_ddim
+from fewstep.students.methods.cmt import CMT
+from fewstep.students.methods.pd import PD
 from fewstep.students.save import save_student
+from fewstep.students.trajectories import read_trajectories
 from fewstep.teachers.load import load_teacher, read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
@@ -79,11 +81,17 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     before = sha256_file(weights)
     teacher = load_teacher(folder, run.device)
     teacher.network.to(memory_format=torch.channels_last)
-    if trains_ddim(config.method):
+    if isinstance(config.method, PD):
         model, conversion = ddim_student(teacher, read_teacher(folder)[1]), {}
+        objective = config.method.build(model, teacher)
     else:
         model, conversion = _convert(run, training, teacher, identity)
-    objective = config.method.build(model, teacher)  # type: ignore[arg-type] - the kind that the method trains
+        if isinstance(config.method, CMT):
+            objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
+        else:
+            objective = config.method.build(model, teacher)
+    if config.adversarial is not None:
+        objective = config.adversarial.build(objective)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
     seed = run.training_seed(training)
     job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)

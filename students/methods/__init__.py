@@ -8,12 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.pd import PD
 
-Method = Annotated[CD | ECT | PD, Field(discriminator="name")]
-
-
-def trains_ddim(method: Method) -> bool:
-    """Whether a method's student is a `DDIMStudent`, whose steps are given; else it is a `ConsistencyModel`."""
-    return isinstance(method, PD)
+Method = Annotated[CD | CMT | ECT | PD, Field(discriminator="name")]

@@ -86,7 +86,7 @@ def test_the_network_sees_the_timesteps_of_the_stock_call_at_every_stage(tiny_un
 def test_at_the_end_of_a_stage_its_average_becomes_student_and_teacher(tiny_unet: Build):
     model, _ = made(tiny_unet(seed=1))
     objective = ProgressiveDistillation(model, 8)
-    student, teacher = (each.network.conv_in.bias for each in (model, objective.teacher))
+    student, teacher = (each.network.conv_out.weight for each in (model, objective.teacher))
     start, changed = student.detach().clone(), []
     for step in range(48):
         with torch.no_grad():
