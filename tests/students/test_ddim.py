@@ -20,7 +20,8 @@ Build = Callable[..., UNet2DModel]
 
 
 def teacher_of(unet: UNet2DModel, **options: Any) -> tuple[Preconditioned, DDPMScheduler]:
-    scheduler = DDPMScheduler(**({"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options))
+    given: dict[str, Any] = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options
+    scheduler = DDPMScheduler(**given)
     return ddpm_model(unet, scheduler), scheduler
 
 

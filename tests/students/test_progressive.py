@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fewstep.errors import UserError
 from fewstep.students.ddim import DDIMStudent, ddim_student
+from fewstep.students.methods.adversarial import Adversarial
 from fewstep.students.methods.pd import PD
 from fewstep.students.progressive import ProgressiveDistillation, two_steps
 from fewstep.teachers.interfaces import Batch, Progress
@@ -119,6 +120,16 @@ def test_the_student_alone_is_trained_at_the_cost_that_is_named(tiny_unet: Build
     assert all(each.grad is None for each in (*objective.teacher.parameters(), *teacher.parameters()))
     again = objective(Batch(images=IMAGES), at(0), torch.Generator().manual_seed(1))
     assert not torch.equal(terms.loss, again.loss)
+
+
+def test_an_adversarial_finish_goes_around_it(tiny_unet: Build):
+    model, teacher = made(tiny_unet(seed=1))
+    objective = Adversarial().build(PD(start_steps=4).build(model, teacher)).train()
+    terms = objective(Batch(images=IMAGES), at(11), torch.Generator().manual_seed(0))
+    assert float(terms.log["fooled_loss"]) > 0
+    terms.loss.mean().backward()
+    objective.update(at(11))
+    assert all(each.grad is not None for each in model.parameters())
 
 
 @pytest.mark.parametrize("steps", [12, 1, 2048])
