@@ -79,7 +79,7 @@ def test_a_run_saves_a_stock_pipeline_and_measures_it_beside_a_consistency_model
     student = fewstep.load_student(folder)
     for steps in (1, 2, 4):
         generators = list(KeyedNoise((1, 8, 8), 7, 0, 5).generators)
-        stock = np.asarray(pipeline(5, num_inference_steps=steps, generator=generators, output_type="np").images)
+        stock = np.asarray(pipeline(5, num_inference_steps=steps, generator=generators, output_type="np")[0])
         theirs = to_uint8(torch.from_numpy(stock).permute(0, 3, 1, 2) * 2 - 1)
         assert (fewstep.sample(student, 5, steps, 7).int() - theirs.int()).abs().max() <= 1
     subject, _ = open_subject(f"{folder}@4", torch.device("cpu"))
