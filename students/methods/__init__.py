@@ -13,6 +13,7 @@ from fewstep.students.methods.ct import CT
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.ict import ICT
 from fewstep.students.methods.lcm import LCM
+from fewstep.students.methods.pd import PD
 from fewstep.students.methods.tcm import TCM
 
-Method = Annotated[CD | CMT | CT | ECT | ICT | LCM | TCM, Field(discriminator="name")]
+Method = Annotated[CD | CMT | CT | ECT | ICT | LCM | PD | TCM, Field(discriminator="name")]
