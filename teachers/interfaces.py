@@ -88,12 +88,16 @@ class LossTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """Network evaluations per training image, for the cost of an objective."""
+    """Network evaluations per training image of an average step, for the cost of an objective.
 
-    student: int
-    target: int = 0
-    teacher: int = 0
-    jvp: int = 0
+    student: with a backward pass, of the student or another network that is trained; target: of those without one;
+    jvp: in forward mode, which costs about two.
+    """
+
+    student: float
+    target: float = 0
+    teacher: float = 0
+    jvp: float = 0
 
 
 class Objective(nn.Module):

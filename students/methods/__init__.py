@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.ect import ECT
+from fewstep.students.methods.scm import SCM
 
-Method = Annotated[CD | ECT, Field(discriminator="name")]
+Method = Annotated[CD | ECT | SCM | DMD, Field(discriminator="name")]
