@@ -6,6 +6,8 @@ ours.
 """
 
 import math
+import warnings
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ def derivatives(
     denoiser of that slope, and c_skip'*x/2 + c_out*dF/ds. The weights have no part in it, and torch's generators stay
     as they are, so that an evaluation of the model right after it has the same dropout. In full precision.
     """
+    _load_rules()
     raw, ones = _Raw(model), torch.ones_like(sigma)
     (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
     with (
@@ -62,6 +65,13 @@ def derivatives(
         output, d_output = jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
+
+
+@cache
+def _load_rules() -> None:
+    """Have torch load its rules of forward derivatives, which it does by a call that it warns of itself."""
+    with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+        jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
 
 
 class LossWeight(nn.Module):
