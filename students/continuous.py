@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.frozen import frozen_call
 from fewstep.students.pairs import log_normal_sigmas
 from fewstep.teachers.interfaces import (
@@ -65,6 +66,29 @@ def derivatives(
         output, d_output = jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
+
+
+FASTEST = 3.0
+"""Radians for a factor e of sigma."""
+
+
+def slow_time_embedding(model: ConsistencyModel) -> None:
+    """Take from a student's time embedding, which reads 250 ln s, what turns faster than FASTEST, and hold it out.
+
+    The first layer's weights of those sines and cosines become 0 and get no gradient: a small weight there is a large
+    derivative (the paper, section 4.1, for the same reason gives its network a slow embedding). What a consistency
+    function is of ln s needs none of them.
+    """
+    unet = model.network
+    weight = unet.time_embedding.linear_1.weight
+    low, high = (250 * math.log(bound) for bound in (model.sigma_min, model.sigma_max))
+    points = torch.linspace(low, high, 10_000, device=weight.device)
+    _load_rules()
+    _, speed = jvp(unet.time_proj, (points,), (torch.ones_like(points),))
+    slow = (250 * speed.abs().amax(dim=0) <= FASTEST).to(weight.dtype)
+    with torch.no_grad():
+        weight.mul_(slow)
+    weight.register_hook(lambda gradient: gradient * slow.to(gradient.device))
 
 
 @cache

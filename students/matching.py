@@ -1,4 +1,4 @@
-"""Distribution matching: the student's images, noised, are to look to a denoiser of their own as they do to the teacher.
+"""Distribution matching: the student's images, noised, look to a denoiser of their own as they do to the teacher.
 
 The fake denoiser P is trained on the student's images while the student learns from the difference between P and the
 teacher D, which is that of the two scores (DMD2: Yin 2024; SiD: Zhou 2024).
@@ -14,7 +14,6 @@ from fewstep.students.pairs import log_normal_sigmas
 from fewstep.teachers.interfaces import (
     Batch,
     Condition,
-    Denoiser,
     Evaluations,
     LossTerms,
     Objective,

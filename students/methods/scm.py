@@ -31,7 +31,7 @@ class SCM(Section):
         import torch
 
         from fewstep.errors import UserError
-        from fewstep.students.continuous import ContinuousObjective, derivatives
+        from fewstep.students.continuous import ContinuousObjective, derivatives, slow_time_embedding
 
         x = torch.zeros((1, *student.space.shape), device=student.device)
         try:
@@ -40,5 +40,6 @@ class SCM(Section):
             reason, network = str(error).partition("\n")[0], type(student.network).__name__
             remedy = f"the teacher's network, {network}, has no forward derivative ({reason}): use another method"
             raise UserError("student.method", self.name, remedy) from error
+        slow_time_embedding(student)
         along = teacher if self.tangent == "teacher" else None
         return ContinuousObjective(student, along, mean=self.mean, std=self.std, warmup=self.warmup)

@@ -139,6 +139,21 @@ def test_the_student_learns_and_the_teacher_does_not(tiny_unet: Any, tangent: An
     assert sorted(owned) == sorted(id(each) for each in objective.parameters())
 
 
+def test_the_time_embedding_is_slow_and_stays_so(tiny_unet: Any):
+    """A change of ln sigma by a thousandth changes it little; the untouched one by hundreds of times as much."""
+    fast = ConsistencyModel(tiny_unet(seed=2))
+    objective = SCM(tangent="data").build(slow := ConsistencyModel(tiny_unet(seed=2)), fast)
+    optimizer = torch.optim.AdamW(objective.parameter_groups(), lr=1e-2)
+    objective(Batch(images=torch.zeros(8, 1, 8, 8)), PROGRESS, torch.Generator().manual_seed(1)).loss.mean().backward()
+    optimizer.step()
+    near = 250 * torch.tensor([0.5, 0.501]).log()
+    moves = [
+        float(model.network.time_embedding.linear_1(model.network.time_proj(near)).diff(dim=0).abs().max())
+        for model in (slow, fast)
+    ]
+    assert 0 < moves[0] < 0.02 < 0.2 < moves[1]
+
+
 def test_the_weight_comes_to_the_inverse_of_the_loss():
     weight = LossWeight(0.002, 80.0)
     sigma = torch.logspace(math.log10(0.002), math.log10(80.0), 50)

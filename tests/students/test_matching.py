@@ -1,4 +1,4 @@
-"""Distribution matching: its gradients, what the fake denoiser learns from, and groups that are trained now and then."""
+"""Distribution matching: its gradients, what the fake denoiser learns from, and parameters trained now and then."""
 
 import os
 import signal
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import Training
 from torch import Tensor, nn
 
 from fewstep.students.consistency import ConsistencyModel
@@ -18,6 +17,7 @@ from fewstep.teachers.interfaces import Batch, LossTerms, Progress, per_image
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
+from small_training import Training
 
 LOSSES = ["dmd", "sid"]
 
