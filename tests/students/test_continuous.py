@@ -140,7 +140,7 @@ def test_the_student_learns_and_the_teacher_does_not(tiny_unet: Any, tangent: An
 
 
 def test_the_time_embedding_is_slow_and_stays_so(tiny_unet: Any):
-    """A change of ln sigma by a thousandth changes it little; the untouched one by hundreds of times as much."""
+    """A change of ln sigma by a thousandth changes it little, and the untouched one by far more."""
     fast = ConsistencyModel(tiny_unet(seed=2))
     objective = SCM(tangent="data").build(slow := ConsistencyModel(tiny_unet(seed=2)), fast)
     optimizer = torch.optim.AdamW(objective.parameter_groups(), lr=1e-2)
@@ -148,10 +148,10 @@ def test_the_time_embedding_is_slow_and_stays_so(tiny_unet: Any):
     optimizer.step()
     near = 250 * torch.tensor([0.5, 0.501]).log()
     moves = [
-        float(model.network.time_embedding.linear_1(model.network.time_proj(near)).diff(dim=0).abs().max())
+        float(model.network.time_embedding.linear_1(model.network.time_proj(near)).diff(dim=0).detach().abs().max())
         for model in (slow, fast)
     ]
-    assert 0 < moves[0] < 0.02 < 0.2 < moves[1]
+    assert 0 < 20 * moves[0] < moves[1]
 
 
 def test_the_weight_comes_to_the_inverse_of_the_loss():
