@@ -40,8 +40,8 @@ class BenchmarkSettings:
 
     images: per seed block. seed_blocks: of every sampler but DDPM, which gets ddpm_seed_blocks (0: timed
     only). batch_size: of the quality pass. identities: by subject name, a hash of all that makes its images
-    (weights, sampler settings); kept results of another identity are not used. mirrored: training images were
-    mirrored at random.
+    (weights, sampler settings); kept results of another identity are not used. repeats: names of subjects whose network
+    is that of another one, trained again: they are not timed. mirrored: training images were mirrored at random.
     """
 
     images: int
@@ -51,6 +51,7 @@ class BenchmarkSettings:
     kid_subset_size: int
     limits: Limits
     identities: Mapping[str, str]
+    repeats: frozenset[str] = frozenset()
     mirrored: bool = False
 
     def check(self, reference: Reference, subjects: Sequence[Subject]) -> None:
@@ -254,7 +255,8 @@ class _Run:
         """
         here = environment(self.device)
         conditions = {key: here[key] for key in CONDITIONS} | {"batch_sizes": list(self.settings.limits.batch_sizes)}
-        samplers = [subject for subject in self.subjects if not isinstance(subject, StoredImages)]
+        timed = [subject for subject in self.subjects if subject.name not in self.settings.repeats]
+        samplers = [subject for subject in timed if not isinstance(subject, StoredImages)]
         results = {sampler: self.result(sampler) for sampler in samplers}
         times = {sampler: result["timing"] for sampler, result in results.items() if result["timing"]}
         if any(time.get("conditions") != conditions for time in times.values()):

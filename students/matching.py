@@ -107,10 +107,10 @@ class MatchingObjective(Objective):
         estimate = self.fake(sample + noise, s, batch.condition)
         error = (estimate - sample).square().mean(dim=(1, 2, 3)) / self.fake.scaling(s).c_out ** 2  # that of F
         log = {"fake_loss": error.detach().mean(), "spread": sample.std(dim=0).mean()}
-        if not learns:
-            return LossTerms(loss=error, sigma=t, log=log)
-        loss = self._students(images, noise, s, estimate.detach(), batch.condition)
-        return LossTerms(loss=error + loss, sigma=t, estimate=images, log=log | {"student_loss": loss.detach().mean()})
+        if learns:
+            loss = self._students(images, noise, s, estimate.detach(), batch.condition)
+            error, log = error + loss, log | {"student_loss": loss.detach().mean()}
+        return LossTerms(loss=error, sigma=t, estimate=images, log=log)
 
     def _inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the student makes images of, [B,C,H,W], and its noise levels [B]."""

@@ -99,6 +99,11 @@ class Evaluations:
     teacher: float = 0
     jvp: float = 0
 
+    @property
+    def forward_equivalents(self) -> int:
+        """All of it in forward evaluations, where one with its gradient is three and a Jacobian-vector product two."""
+        return 3 * self.student + self.target + self.teacher + 2 * self.jvp
+
 
 class Objective(nn.Module):
     """One way to train: the trained network and any target network are submodules, a teacher is not.
@@ -115,7 +120,7 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups: {"params": ...} with AdamW's own options, and `lr_scale` of the learning rate."""
+        """The optimizer's groups: {"params": ...} with its own options of Adam, and `lr_scale` of the learning rate."""
         return [{"params": list(self.network.parameters())}]
 
     def averaged(self) -> nn.Module:

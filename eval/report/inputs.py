@@ -33,8 +33,8 @@ class RunFiles:
 def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     """Read a finished run. UserError: a file is missing, or two results have different protocols."""
     config = read_json(_file(run_dir, "config.json"))
-    names = config.get("students", ["student"])
-    students = {f"students/{name}": "student" if name == "student" else f"student {name}" for name in names}
+    trainings = _trainings(config)
+    students = {f"students/{each['name']}": each["stage"] for each in trainings}
     stages = {"teacher": "teacher", **students, "eval": "eval"}
     manifests = {title: read_sealed(_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
     benchmark = read_json(_file(run_dir, "eval/benchmark.json"))
@@ -54,6 +54,7 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "commands": list(commands),
             "data": read_json(_file(run_dir, "data.json")),
             "stages": [{"stage": title, "seconds": seconds[title]} for title in manifests],
+            "trainings": [each | _cost(run_dir, manifests[each["stage"]], logs[each["stage"]]) for each in trainings],
             "benchmark": benchmark,
             "samplers": samplers,
         },
@@ -63,6 +64,47 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
         neighbours_image=_file(run_dir, "eval/neighbours.png").read_bytes(),
         logs=logs,
     )
+
+
+def _trainings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every training of every student: its name, whose it is, which one from 1, its stage's title, the method."""
+    students = config.get("students") or {"student": config["student"]}
+    names = [
+        (name if number == 1 else f"{name}-{number}", name, number, settings["method"]["name"])
+        for name, settings in students.items()
+        for number in range(1, settings.get("training_seeds", 1) + 1)
+    ]
+    return [
+        {
+            "name": name,
+            "student": student,
+            "training": number,
+            "stage": "student" if name == "student" else f"student {name}",
+            "method": method,
+        }
+        for name, student, number, method in names
+    ]
+
+
+def _cost(run_dir: Path, manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a training took: seconds of its loop, network evaluations an image and in all.
+
+    Trajectories of the teacher, where the student learned from them, are a stage of their own, whose evaluations count
+    in full for each training. average: the half-life, as the log names it, of the average that was saved.
+    """
+    cost, trajectories = manifest.get("cost"), 0
+    if any("trajectories" in key.split(".") for key in flatten(manifest.get("inputs", {}))):
+        trajectories = read_json(_file(run_dir, "trajectories/manifest.json"))["evaluations"]
+    known = log and "forward_equivalents" in (cost or {})
+    measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
+    return {
+        "kimg": log[-1]["kimg"] if log else 0.0,
+        "seconds": (log[-1]["seconds"] if log else 0.0) + _earlier_seconds(log),
+        "cost": cost,
+        "trajectories": trajectories,
+        "thousand_evaluations": log[-1]["kimg"] * cost["forward_equivalents"] + trajectories / 1000 if known else None,
+        "average": manifest.get("quality", {}).get("chosen", next(iter(measured), None)),
+    }
 
 
 def _read_grids(run_dir: Path, samplers: Sequence[dict[str, Any]]) -> dict[str, bytes]:

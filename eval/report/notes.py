@@ -10,9 +10,12 @@ from fewstep.eval.report.tables import (
     mean,
     number,
     of_kind,
+    over_trainings,
     share,
     short_label,
     speedup,
+    spread,
+    subject,
 )
 
 Tile = tuple[str, str, str]
@@ -28,7 +31,8 @@ def tiles(results: Results) -> list[Tile]:
         if ratio is not None and ddpm is not None:
             detail = f"{student['label']}, against {short_label(ddpm)}, in the same run"
             found.append((f"{number(ratio)}×", "faster", detail))
-        found += [_quality_tile(results, each) for each in of_kind(results, "student")[:2]]
+        same = [each for each in of_kind(results, "student") if subject(each) == subject(student)]
+        found += [_quality_tile(results, each) for each in same[:2]]
         if timing is not None:
             per_second = number(timing["throughput"]["images_per_second"])
             found.append((f"{number(timing['ms_per_image'])} ms", "an image", f"{per_second} images a second"))
@@ -42,16 +46,23 @@ def tiles(results: Results) -> list[Tile]:
 
 
 def _quality_tile(results: Results, student: Sampler) -> Tile:
-    value, metric, label = mean(student, "fd"), results["benchmark"]["metric_name"], student["label"]
-    if value is None:
+    over, metric, label = over_trainings(results, student, "fd"), results["benchmark"]["metric_name"], student["label"]
+    if over is None:
         return "–", metric, f"{label}: {student['quality_left_out']}"
+    value = over["mean"]
+    label += f", {spread(over)} over {len(over['values'])} trainings" if over["sd"] is not None else ""
     teacher = best_teacher(results)
     best = None if teacher is None else mean(teacher, "fd")
     return number(value), metric, label + (f"; {number(value / best)} times the teacher’s best" if best else "")
 
 
 def comparisons(results: Results) -> list[str]:
-    """For each student sampler, its speed against DDPM and the cheapest solver that is as good."""
+    """For each student sampler, its speed against DDPM and the cheapest solver that is as good.
+
+    Nothing where there are several trainings: then methods are compared by means over them.
+    """
+    if len(results.get("trainings", ())) > 1:
+        return []
     labels = {sampler["name"]: short_label(sampler) for sampler in results["samplers"]}
     ddpm, lines = full_ddpm(results), []
     for student in of_kind(results, "student"):
@@ -78,6 +89,7 @@ def caveats(results: Results) -> list[str]:
         *_about_range(results),
         *_about_intervals(results),
         *_about_timing(results),
+        *_about_trainings(results),
         *(
             f"{sampler['label']} was timed but its quality left out: {sampler['quality_left_out']}"
             for sampler in results["samplers"]
@@ -141,6 +153,16 @@ def _about_intervals(results: Results) -> list[str]:
     if single:
         lines.append(f"One seed block only, so no interval: {'; '.join(single)}.")
     return lines
+
+
+def _about_trainings(results: Results) -> list[str]:
+    again = [each["name"] for each in results.get("trainings", ()) if each["training"] > 1]
+    if not again:
+        return []
+    return [
+        "The table of samplers has the first training of each student. Its further ones are the same network, so they "
+        f"were judged on the same seed blocks and not timed: {', '.join(again)}."
+    ]
 
 
 def _about_timing(results: Results) -> list[str]:

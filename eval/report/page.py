@@ -9,9 +9,10 @@ import jinja2
 
 from fewstep.errors import unreadable
 from fewstep.eval.quality.protocol import slug
-from fewstep.eval.report import plots
+from fewstep.eval.report import method_plots, plots
 from fewstep.eval.report.images import Picture, grid, image_side, neighbours, strip
 from fewstep.eval.report.inputs import RunFiles, read_run
+from fewstep.eval.report.methods import SideBySide, methods, side_by_side, training_curves
 from fewstep.eval.report.notes import caveats, comparisons, tiles
 from fewstep.eval.report.regression import read_measured
 from fewstep.eval.report.tables import (
@@ -21,10 +22,12 @@ from fewstep.eval.report.tables import (
     columns,
     counted,
     duration,
+    firsts,
     headline,
     markdown_text,
     mean,
     number,
+    over_trainings,
     results_table_markdown,
     rows,
     short_label,
@@ -43,8 +46,12 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
         run = read_run(Path(run_dir), commands)
         results = {"format": 1, "name": run.results["name"], "headline": headline(run.results), **run.results}
         shown = {"tiles": tiles(results), "comparisons": comparisons(results), "neighbours": _neighbours(run)}
-        curves = plots.training_curves(run.logs)
-        files = _files(results, "report.html", curves_plot=curves, **shown, **_pictures(run, results))
+        repeats = {each["stage"] for each in results["trainings"] if each["training"] > 1}
+        logs = {stage: log for stage, log in run.logs.items() if stage not in repeats}
+        found = side_by_side(results)
+        shown |= {"curves_plot": plots.training_curves(logs, quality=found is None)}
+        shown |= {"method_plots": [] if found is None else _method_plots(results, run.logs)}
+        files = _files(results, "report.html", found, **shown, **_pictures(run, results))
     report = Path(run_dir) / "report"
     with staged_folder(report) as stage:
         for name, text in files.items():
@@ -80,9 +87,9 @@ def benchmark_headline(results: Results) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _files(results: Results, template: str, **shown: object) -> dict[str, str]:
+def _files(results: Results, template: str, found: SideBySide | None = None, **shown: object) -> dict[str, str]:
     """The three files of a report by name; `shown`: what its page shows besides what all pages do."""
-    common = {"results": results, "benchmark": results["benchmark"], "caveats": caveats(results)}
+    common = {"results": results, "benchmark": results["benchmark"], "caveats": caveats(results), "methods": found}
     table = {"columns": columns(results), "rows": rows(results), "quality_plot": _quality_plot(results)}
     return {
         "results.json": json_text(results),
@@ -110,7 +117,7 @@ def page_template(name: str) -> jinja2.Template:
 def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:
     """strips: the same noise through each sampler; grids: the same ones whole; others: the rest, folded."""
     best, side = best_teacher(results), image_side(run.real)
-    there = [sampler for sampler in results["samplers"] if sampler["name"] in run.grids]
+    there = [sampler for sampler in firsts(results) if sampler["name"] in run.grids]
     shown = [sampler for sampler in there if sampler["kind"] == "student"] + ([best] if best else [])
 
     def of(samplers: list[Sampler], cut: Callable[[bytes, int], Picture]) -> list[tuple[Sampler, Picture]]:
@@ -130,6 +137,26 @@ def _neighbours(run: RunFiles) -> dict[str, Any]:
         parts.append({"picked": picked, "distances": distances, "picture": picture})
     labels = {sampler["name"]: sampler["label"] for sampler in run.results["samplers"]}
     return {"label": labels[run.neighbours["sampler"]], "threshold": run.neighbours["threshold"], "parts": parts}
+
+
+def _method_plots(results: Results, logs: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Captions and figures of methods side by side."""
+    found, best, plotted = methods(results), best_teacher(results), []
+    if curves := training_curves(results, logs):
+        text = "KID of one-step images against what training has cost so far: bold the mean over trainings."
+        plotted.append((text, method_plots.quality_while_training(curves)))
+    panels: dict[str, list[method_plots.Ends]] = {}
+    for index, method in enumerate(found):
+        for steps, row in method.rows.items():
+            if over := over_trainings(results, row, "fd"):
+                end = method_plots.Ends(method.label, index, over["values"], over["mean"], over["sd"])
+                panels.setdefault(counted(steps, "step"), []).append(end)
+    if panels:
+        text = "Each training faint, the mean with its standard deviation over trainings bold."
+        text += " The dashed line is the teacher’s best." if best else ""
+        fd = best and best["quality"]["metrics"]["fd"]["mean"]
+        plotted.append((text, method_plots.ends(panels, results["benchmark"]["metric_name"], fd)))
+    return plotted
 
 
 def _quality_plot(results: Results) -> str | None:

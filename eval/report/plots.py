@@ -19,7 +19,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 # Colours that stand for a CSS variable each: the page decides what they look like in light and in dark.
-COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "muted", "line", "teacher", "student"), 1)}
+_NAMES = ("ink", "muted", "line", "teacher", "student", *(f"method-{i}" for i in range(1, 11)))
+COLOURS = {name: f"#{i:02x}{i:02x}{i:02x}" for i, name in enumerate(_NAMES, 1)}
 INK, MUTED, LINE, *_ = COLOURS.values()
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -53,7 +54,7 @@ class Point:
 
 def quality_against_time(points: Sequence[Point], metric: str, floor: float | None) -> str:
     """The Pareto plot as an <svg> element: the metric against milliseconds per image (log axis)."""
-    with _figure(8.6, 4.9) as figure:
+    with drawing(8.6, 4.9) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
         _y_axis(axes, points, floor)
@@ -75,7 +76,7 @@ def quality_against_time(points: Sequence[Point], metric: str, floor: float | No
             above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right", "color": MUTED, "size": 8}
             fixed.append(axes.annotate(text, (0.995, floor), xycoords=at, **above))
         _place_labels(figure, axes, points, fixed)
-        return _svg(figure)
+        return svg(figure)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -87,15 +88,19 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def training_curves(logs: dict[str, list[dict[str, Any]]]) -> str:
+def training_curves(logs: dict[str, list[dict[str, Any]]], *, quality: bool = True) -> str:
     """Loss against thousands of images as an <svg> element, a panel a stage; a running mean is drawn bold.
 
-    Where weight averages were measured (`kid_5` in the records: KID of half-life 5 kimg), a panel beside it shows that.
+    Where weight averages were measured (`kid_5` in the records: KID of half-life 5 kimg), a panel beside it shows that,
+    unless `quality` is False.
     """
-    panels = [(stage, kind) for stage in logs for kind in ("loss", "KID") if kind == "loss" or _kids(logs[stage])]
-    with _figure(8.6, 3.2) as figure:
-        for column, (stage, kind) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), column + 1)
+    kinds = ("loss", "KID") if quality else ("loss",)
+    panels = [(stage, kind) for stage in logs for kind in kinds if kind == "loss" or _kids(logs[stage])]
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    with drawing(8.6, 3.2 if lines == 1 else 2.3 * lines) as figure:
+        for panel, (stage, kind) in enumerate(panels):
+            axes, column = figure.add_subplot(lines, columns, panel + 1), panel % columns
             colour = COLOURS["teacher" if stage == "teacher" else "student"]
             if kind == "KID":
                 _quality_curves(axes, logs[stage], colour)
@@ -103,12 +108,12 @@ def training_curves(logs: dict[str, list[dict[str, Any]]]) -> str:
                 kimg, loss = _series(logs[stage], "loss")
                 axes.plot(kimg, loss, color=colour, lw=0.7, alpha=0.35)
                 axes.plot(kimg, running_mean(loss), color=colour, lw=1.8)
-                _log_y(axes)
+                log_y(axes)
                 axes.set_ylabel("training loss (log)" if column == 0 else "")
             axes.grid(axis="y", which="major")
             axes.set_title(stage.capitalize(), loc="left", color=colour, size=10, weight="bold")
-            axes.set_xlabel("thousands of images seen")
-        return _svg(figure)
+            axes.set_xlabel("thousands of images seen" if panel + columns >= len(panels) else "")
+        return svg(figure)
 
 
 def _quality_curves(axes: Axes, records: Sequence[dict[str, Any]], colour: str) -> None:
@@ -117,7 +122,7 @@ def _quality_curves(axes: Axes, records: Sequence[dict[str, Any]], colour: str) 
     for (name, (kimg, kid)), dashes in zip(curves.items(), cycle(("-", "--", ":", "-.")), strict=False):
         axes.plot(kimg, kid, dashes, color=colour, marker="o", ms=3, lw=1.4, label=f"{name.removeprefix('kid_')} kimg")
     if min(kid.min() for _, kid in curves.values()) > 0:
-        _log_y(axes)
+        log_y(axes)
     axes.set_ylabel("KID, one step")
     axes.legend(title="half-life", frameon=False, fontsize=8, title_fontsize=8)
 
@@ -145,13 +150,14 @@ def _y_axis(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
     """From zero where the values are of one size; logarithmic where a bad sampler would flatten the rest."""
     low, high = min(point.fd for point in points), max(point.fd for point in points)
     if 0 < 8 * low < high:
-        _log_y(axes)
+        log_y(axes)
         axes.set_ylim(min(low, floor if floor and floor > 0 else low) / 1.4, high * 1.4)
     else:
         axes.set_ylim(min(0.0, low), 1.15 * max(p.fd + (p.sd or 0) for p in points))
 
 
-def _log_y(axes: Axes) -> None:
+def log_y(axes: Axes) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5, written out."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")
@@ -207,13 +213,13 @@ def _spots() -> Iterator[tuple[float, float, str]]:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def drawing(width: float, height: float) -> Iterator[Figure]:
     """A figure of the report's style, in inches; the style holds inside the block only."""
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an <svg> element: no metadata, no ids that nothing refers to, themed colours."""
     for axes in figure.axes:
         axes.set_facecolor("none")

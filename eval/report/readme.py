@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 from fewstep.errors import UserError
 from fewstep.eval.quality.protocol import slug
 from fewstep.eval.report.images import image_side, tiles
-from fewstep.eval.report.tables import best_teacher, results_table_markdown
+from fewstep.eval.report.methods import side_by_side
+from fewstep.eval.report.tables import best_teacher, firsts, markdown_text, of_kind, results_table_markdown
 from fewstep.files import read_json
 
 RESULTS = Path("eval/results")
@@ -27,32 +28,55 @@ _IMAGES, _ENLARGED, _LABEL = 16, 6, 190
 
 
 def keep(run: Path) -> Path:
-    """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~."""
+    """Copy what the README shows of a finished run into eval/results/NAME/, a home folder in paths as ~.
+
+    Of a comparison of methods the text is written without spaces and line ends, and only the grids that are drawn kept.
+    """
     text = (run / "report" / "results.json").read_text(encoding="utf-8")
-    folder = RESULTS / json.loads(text)["name"]
-    folder.mkdir(parents=True, exist_ok=True)
+    results = json.loads(text)
+    folder = RESULTS / results["name"]
+    (folder / "grids").mkdir(parents=True, exist_ok=True)
+    grids = {path.name for path in (run / "eval" / "grids").iterdir()}
+    if side_by_side(results):
+        text = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
+        grids &= {f"{slug(sampler['name'])}.png" for sampler in drawn(results)}
     (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
-    shutil.copytree(run / "eval" / "grids", folder / "grids", dirs_exist_ok=True)
+    for name in sorted(grids):
+        shutil.copyfile(run / "eval" / "grids" / name, folder / "grids" / name)
     return folder
 
 
 def write(readme: Path) -> None:
-    """Fill the `<!-- results:NAME -->` and `<!-- picture:NAME -->` blocks of a README from eval/results/NAME."""
+    """Fill the blocks of a README from eval/results/NAME, and draw the pictures that they show.
+
+    `<!-- results:NAME -->` and `<!-- picture:NAME -->`, of a comparison of methods `<!-- family:NAME -->`.
+    """
     text = readme.read_text(encoding="utf-8")
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         results = read_json(folder / "results.json")
-        text = replace_block(text, f"results:{results['name']}", results_block(results))
         draw(results, folder / "grids").save(folder / PICTURE)
-        caption = f"{results['name']}: images from the same noise, the teacher's best sampler and the student"
-        text = replace_block(text, f"picture:{results['name']}", f"![{caption}]({folder / PICTURE})")
+        for name, block in blocks(results).items():
+            text = replace_block(text, name, block)
     readme.write_text(text, encoding="utf-8")
 
 
-def results_block(results: dict[str, Any]) -> str:
-    """Headline, table and where it was measured, in markdown."""
+def blocks(results: dict[str, Any]) -> dict[str, str]:
+    """What a README shows of kept results, in markdown: {name of a block: its text}."""
+    name, found = results["name"], side_by_side(results)
+    caption = f"{name}: images from the same noise, the teacher's best sampler and the student"
+    picture = f"![{caption}{'s' if found else ''}]({RESULTS / name / PICTURE})"
+    if found is None:
+        text = f"**{results['headline']}**\n\n{results_table_markdown(results)}\n{_where(results)}"
+        return {f"results:{name}": text, f"picture:{name}": picture}
+    said = "".join(f"- {markdown_text(line)}\n" for line in found.claims)
+    notes = "\n\n".join(markdown_text(line) for line in found.notes)
+    return {f"family:{name}": f"{said}\n{found.markdown}\n{notes}\n\n{picture}\n\n{_where(results)}"}
+
+
+def _where(results: dict[str, Any]) -> str:
+    """Where and how long it was measured."""
     environment, seconds = results["benchmark"]["environment"], sum(s["seconds"] for s in results["stages"])
     return (
-        f"**{results['headline']}**\n\n{results_table_markdown(results)}\n"
         f"{environment['processor']}, {environment['device']}, {environment['threads']} threads; "
         f"{seconds / 60:.0f} minutes from data to result; protocol `{results['benchmark']['protocol']['hash'][:16]}`."
     )
@@ -68,10 +92,18 @@ def replace_block(text: str, name: str, block: str) -> str:
     return f"{before}{start}\n{block}\n{end}{after}"
 
 
+def drawn(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samplers of the picture: the teacher's best, the student at each step count; of several at the fewest."""
+    best, students = best_teacher(results), of_kind(results, "student")
+    fewest = min((sampler["nfe"] for sampler in students), default=0)
+    if side_by_side(results):
+        students = [sampler for sampler in students if sampler["nfe"] == fewest]
+    return [sampler for sampler in firsts(results) if sampler in students or sampler == best]
+
+
 def draw(results: dict[str, Any], grids: Path) -> Image.Image:
-    """Rows of images from the same noise: the teacher's best sampler, the student at each step count."""
-    best = best_teacher(results)
-    shown = [sampler for sampler in results["samplers"] if sampler["kind"] == "student" or sampler == best]
+    """Rows of images from the same noise, of the samplers `drawn`."""
+    shown = drawn(results)
     files = [(grids / f"{slug(sampler['name'])}.png").read_bytes() for sampler in shown]
     side = image_side(files[0])
     cell = side * _ENLARGED + 2

@@ -1,6 +1,8 @@
 """A report's numbers in words: formats, headline, table, made from results.json's content."""
 
 import html
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 Results = dict[str, Any]
@@ -68,9 +70,35 @@ def mean(sampler: Sampler, metric: str) -> float | None:
     return None if entry is None else entry["mean"]
 
 
+def subject(sampler: Sampler) -> str:
+    """ "cd-2@1" -> "cd-2"."""
+    return sampler["name"].rpartition("@")[0]
+
+
+def firsts(results: Results) -> list[Sampler]:
+    """The samplers in the table's order, of a student that was trained several times those of the first training."""
+    repeats = {each["name"] for each in results.get("trainings", ()) if each["training"] > 1}
+    return [sampler for sampler in results["samplers"] if subject(sampler) not in repeats]
+
+
 def of_kind(results: Results, kind: str) -> list[Sampler]:
-    """The samplers of "teacher" or "student", in the table's order."""
-    return [sampler for sampler in results["samplers"] if sampler["kind"] == kind]
+    """Those of "teacher" or "student" of `firsts`."""
+    return [sampler for sampler in firsts(results) if sampler["kind"] == kind]
+
+
+def over_trainings(results: Results, sampler: Sampler, metric: str) -> dict[str, Any] | None:
+    """Mean, standard deviation and values of a metric over the trainings of a student; sd None: there is one.
+
+    `sampler` is that of the first training. Each value is a mean over seed blocks; None where one is missing.
+    """
+    student, at, steps = sampler["name"].rpartition("@")
+    named = {each["name"]: each for each in results["samplers"]}
+    names = [each["name"] for each in results.get("trainings", ()) if each["student"] == student] or [student]
+    values = [mean(named[f"{name}{at}{steps}"], metric) for name in names if f"{name}{at}{steps}" in named]
+    found = [value for value in values if value is not None]
+    if len(found) < len(names):
+        return None
+    return {"mean": fmean(found), "sd": stdev(found) if len(found) > 1 else None, "values": found}
 
 
 def short_label(sampler: Sampler) -> str:
@@ -85,9 +113,13 @@ def best_teacher(results: Results) -> Sampler | None:
 
 
 def fastest_student(results: Results) -> Sampler | None:
-    """The student with the fewest network evaluations, of several the best, among those whose quality was measured."""
-    measured = [sampler for sampler in of_kind(results, "student") if mean(sampler, "fd") is not None]
-    return min(measured, key=lambda sampler: (sampler["nfe"], mean(sampler, "fd")), default=None)
+    """The student with the fewest network evaluations, of several the best, among those whose quality was measured.
+
+    The best is the one with the lowest mean over trainings.
+    """
+    judged = [(each, over_trainings(results, each, "fd")) for each in of_kind(results, "student")]
+    measured = [(each["nfe"], over["mean"], each) for each, over in judged if over is not None]
+    return min(measured, key=lambda found: found[:2], default=(0, 0.0, None))[2]
 
 
 def full_ddpm(results: Results) -> Sampler | None:
@@ -111,10 +143,15 @@ def headline(results: Results) -> str:
         return f"{results['name']}: no student’s quality was measured."
     nfe, start = student["nfe"], counted(student["nfe"], "network evaluation")
     start = start.replace(str(nfe), WORDS[nfe]) if nfe < len(WORDS) else start
-    fd = [number(sampler["quality"]["metrics"]["fd"]["mean"]) for sampler in (student, teacher) if sampler]
-    quality = f"{results['benchmark']['metric_name']} {fd[0]}"
+    fd, trainings = over_trainings(results, student, "fd"), results.get("trainings", ())
+    assert fd is not None
+    quality = f"{results['benchmark']['metric_name']} {spread(fd)}"
+    of = [subject(student)] if len({each["student"] for each in trainings}) > 1 else []
+    of += [f"{len(fd['values'])} trainings"] if fd["sd"] is not None else []
+    quality += f" ({', '.join(of)})" if of else ""
     if teacher is not None:
-        quality += f" against the teacher’s best {fd[1]} ({short_label(teacher)})"
+        best = number(teacher["quality"]["metrics"]["fd"]["mean"])
+        quality += f" against the teacher’s best {best} ({short_label(teacher)})"
     ratio = speedup(results, student)
     if ddpm is None or ratio is None:
         return f"{start}: {quality}."
@@ -128,7 +165,7 @@ def columns(results: Results) -> tuple[str, ...]:
 
 def rows(results: Results) -> list[tuple[Sampler, tuple[str, ...]]]:
     """The table, a row a sampler, its cells as text."""
-    return [(sampler, _cells(results, sampler)) for sampler in results["samplers"]]
+    return [(sampler, _cells(results, sampler)) for sampler in firsts(results)]
 
 
 def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
@@ -151,10 +188,13 @@ def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
 
 def results_table_markdown(results: Results) -> str:
     """The table in GitHub's markdown, the one that results.md and a README show."""
-    head = [markdown_text(text) for text in columns(results)]
-    lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(markdown_text(cell) for cell in cells) + " |" for _, cells in rows(results)]
-    return "\n".join(lines) + "\n"
+    return table_markdown(columns(results), [cells for _, cells in rows(results)])
+
+
+def table_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in GitHub's markdown from cells as plain text."""
+    first, *rest = ["| " + " | ".join(markdown_text(cell) for cell in cells) + " |" for cells in (head, *lines)]
+    return "\n".join([first, "|:--|" + "--:|" * (len(head) - 1), *rest]) + "\n"
 
 
 def markdown_text(text: str) -> str:

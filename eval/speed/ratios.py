@@ -30,7 +30,7 @@ def _against_cheapest(student: dict[str, Any], teachers: Sequence[dict[str, Any]
     most = WITHIN * (mean(student, "fd") or 0)
     good = [teacher for teacher in teachers if (fd := mean(teacher, "fd")) is not None and fd <= most]
     cheapest = min(good, key=lambda teacher: teacher["timing"]["ms_per_image"], default=None)
-    if student["quality"] is None or cheapest is None:
+    if student["quality"] is None or student["timing"] is None or cheapest is None:
         return None
     ratio = cheapest["timing"]["ms_per_image"] / student["timing"]["ms_per_image"]
     return {"name": cheapest["name"], "ratio": ratio}

@@ -63,7 +63,9 @@ def config_from_layers(layers: Sequence[Layer]) -> Config:
 def file_layers(source: str | Path) -> list[Layer]:
     """What a preset or a YAML file says, after the preset that the file starts from."""
     if str(source) in preset_names():
-        return [(None, flat(yaml.load(preset_text(str(source)), _Loader)))]
+        nested = yaml.load(preset_text(str(source)), _Loader)
+        base = nested.pop("preset", None)
+        return [*(file_layers(base) if base is not None else []), (None, flat(nested))]
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or "/" in str(source):

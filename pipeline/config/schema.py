@@ -7,6 +7,7 @@ dotted name. A field's title says what its value must be where its type does not
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from fewstep.eval.features.table import EXTRACTORS
 from fewstep.pipeline.sampling.grammar import SOLVERS, STEPS, SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
+from fewstep.students.methods.adversarial import Adversarial
 
 DIGITS_SHAPE = (1, 8, 8)
 
@@ -95,16 +97,19 @@ class TrainConfig(Section):
     batch_size: Count = Field(description="images per optimizer step, over all processes")
     slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
     learning_rate: Positive = Field(description="peak learning rate")
-    warmup_kimg: float = Field(ge=0, description="linear warm-up of the learning rate, in kimg")
+    warmup_kimg: float = Field(
+        ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
+    )
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
-    betas: tuple[Share, Share] = Field(description="AdamW betas")
-    weight_decay: float = Field(ge=0, description="AdamW weight decay")
+    optimizer: Literal["adamw", "radam"] = Field("adamw", description="adamw, or radam (adamw, its first steps held)")
+    betas: tuple[Share, Share] = Field(description="betas of the optimizer")
+    weight_decay: float = Field(ge=0, description="weight decay, decoupled from the gradient")
     ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         title="a number greater than 0, or of a student a list of them",
         description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
         "average with the best images is kept",
     )
-    gradient_clip: Positive = Field(description="largest norm of the gradient")
+    gradient_clip: Positive = Field(description="largest norm of the gradient, of each group of parameters by itself")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
@@ -127,8 +132,6 @@ class TrainConfig(Section):
             raise UserError("kimg", self.kimg, remedy)
         if self.batch_size % self.slices:
             raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
-        if self.warmup_kimg >= self.kimg:
-            raise UserError("warmup_kimg", self.warmup_kimg, f"must be less than {{here}}kimg = {self.kimg}")
         return self
 
 
@@ -165,10 +168,24 @@ Teacher = Annotated[
 ]
 
 
+class TrajectoryConfig(Section):
+    """Trajectories of the teacher, made once for the students whose method learns from them (cmt)."""
+
+    number: int = Field(default=12_000, ge=1, description="trajectories")
+    steps: int = Field(
+        default=16, ge=2, le=1000, description="teacher evaluations of each, DPM-Solver++(2M) in ln sigma"
+    )
+    dtype: Literal["float16", "float32"] = Field(default="float32", description="how their points are kept on the disk")
+
+
 class StudentConfig(Section):
     """A consistency model and how it is distilled."""
 
     method: Method
+    adversarial: Adversarial | None = Field(default=None, description="a discriminator at the end; null: none")
+    training_seeds: int = no_number(
+        1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
+    )
     sigma_min: Positive = Field(default=0.002, description="smallest noise level")
     sigma_max: Positive = Field(default=80.0, description="largest noise level")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
@@ -184,6 +201,21 @@ class StudentConfig(Section):
         if self.sigma_min >= self.sigma_max:
             raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
         return self
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a student. `name` names its folder; `number` counts from 1, whose name is the student's own."""
+
+    name: str
+    student: str
+    number: int
+    config: StudentConfig
+
+    @property
+    def key(self) -> str:
+        """The dotted key of the student's section; also what its training's randomness depends on."""
+        return "student" if self.student == "student" else f"students.{self.student}"
 
 
 class JudgeConfig(Section):
@@ -255,6 +287,7 @@ class Config(Section):
     out: Path = no_number(Path("runs"), description="folder that holds the runs")
     data: DataConfig
     teacher: Teacher
+    trajectories: TrajectoryConfig = TrajectoryConfig()
     students: dict[str, StudentConfig]
     eval: EvalConfig
 
@@ -269,6 +302,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        for each in self._all_trainings():
+            if each.number > 1 and each.name in self.students:
+                remedy = f"is what training {each.number} of {each.student} is called: give another name"
+                raise UserError("students", each.name, remedy)
+        ends = {
+            name: (each.sigma_min, each.sigma_max) for name, each in self.students.items() if each.method.name == "cmt"
+        }
+        for name, (low, high) in ends.items():
+            if (low, high) != (first := next(iter(ends.values()))):
+                remedy = (
+                    f"{next(iter(ends))} has {first[0]:g} and {first[1]:g}, and both learn from the same trajectories"
+                )
+                raise UserError(f"students.{name}.sigma_min, sigma_max", (low, high), remedy)
         for name in self.eval.samplers:
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"
@@ -284,14 +330,31 @@ class Config(Section):
         self.check_shape((self.data.channels or known[0], size, size))
         return self
 
+    def _all_trainings(self) -> list[Training]:
+        return [
+            Training(name if number == 1 else f"{name}-{number}", name, number, config)
+            for name, config in self.students.items()
+            for number in range(1, config.training_seeds + 1)
+        ]
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """Every training of every student by its name: NAME, then NAME-2, NAME-3 as `training_seeds` has it."""
+        return {each.name: each for each in self._all_trainings()}
+
     @property
     def samplers(self) -> list[SamplerName]:
-        """`eval.samplers`, with a sampler of each student where `student` stands for all of them."""
+        """`eval.samplers`, with a sampler of each training of a student, or of all where it is called `student`."""
         names = [parse_own(text) for text in self.eval.samplers]
+        trainings = self.trainings.values()
         return [
             SamplerName(subject, name.solver, name.steps)
             for name in names
-            for subject in (self.students if name.subject == "student" else [name.subject])
+            for subject in (
+                ["teacher"]
+                if name.kind == "teacher"
+                else [each.name for each in trainings if name.subject in ("student", each.student)]
+            )
         ]
 
     def check_steps(self, timesteps: int) -> None:
@@ -310,10 +373,6 @@ class Config(Section):
                 remedy = f"must be divisible by {factor} for the {levels} levels of teacher.network"
                 raise UserError("data.image_size", side, remedy)
         EXTRACTORS[self.eval.extractor].check_shape(shape)
-
-    def student_key(self, name: str) -> str:
-        """The dotted key of a student's section; also what its training's randomness depends on."""
-        return "student" if name == "student" else f"students.{name}"
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ import diffusers
 import torch
 
 from fewstep import __version__
-from fewstep.pipeline.config.schema import Config
+from fewstep.pipeline.config.schema import Config, Training
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.save import stock_call
 
@@ -41,14 +41,14 @@ against {real:,} real images that no result is measured against. The search made
 {averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
 
 - sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, sigma_data {sigma_data:g}; {parameters:,} parameters
-- data: `{source}`, split `{split}`; seed {seed}
+- data: `{source}`, split `{split}`; seed {seed}{again}
 - made with torch {torch}, diffusers {diffusers}
 """
 
 
-def model_card(config: Config, student: str, model: ConsistencyModel, facts: dict[str, Any]) -> str:
+def model_card(config: Config, training: Training, model: ConsistencyModel, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
-    settings = config.students[student]
+    settings = training.config
     channels, height, width = model.space.shape
     count = model.grid.num_train_timesteps
     steps = [n for n in (1, 2, 4, 8) if n < count]
@@ -59,7 +59,7 @@ def model_card(config: Config, student: str, model: ConsistencyModel, facts: dic
     averages = f"Its weights are the average of half-life {quality['chosen']} kimg, chosen by KID too ({values}).\n"
     rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
     return _CARD.format(
-        name=config.name if student == "student" else f"{config.name}-{student}",
+        name=config.name if training.name == "student" else f"{config.name}-{training.name}",
         version=__version__,
         method=settings.method.name,
         kimg=settings.train.kimg,
@@ -83,6 +83,7 @@ def model_card(config: Config, student: str, model: ConsistencyModel, facts: dic
         source=config.data.source,
         split=config.data.split,
         seed=config.seed,
+        again=f", training {training.number}" if training.number > 1 else "",
         torch=torch.__version__,
         diffusers=diffusers.__version__,
     )

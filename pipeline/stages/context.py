@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState
 
 from fewstep.errors import UserError, printable
 from fewstep.files import read_json
-from fewstep.pipeline.config.schema import Config, TrainConfig
+from fewstep.pipeline.config.schema import Config, TrainConfig, Training
 from fewstep.pipeline.data.load import ImageData, load_data
 from fewstep.pipeline.training.loop import TrainingJob
-from fewstep.pipeline.training.randomness import keyed_generator
+from fewstep.pipeline.training.randomness import key, keyed_generator
 from fewstep.progress import say
 
 
@@ -56,14 +56,22 @@ class RunContext:
         """A student in what is printed."""
         return "student" if student == "student" else f"student {student}"
 
-    def student_generator(self, student: str, what: str) -> torch.Generator:
-        """The randomness of a step in the making of a student, its own for each name."""
-        return keyed_generator(self.config.seed, what if student == "student" else f"{what}, {student}")
+    def training_seed(self, training: Training) -> int:
+        """The seed of all that is random in a training, the order of the images too; that of the first is the run's."""
+        return self.config.seed if training.number == 1 else key(self.config.seed, "training", training.number)
 
-    def training_job(self, stage: str, title: str, config: TrainConfig, config_hash: str) -> TrainingJob:
+    def student_generator(self, training: Training, what: str) -> torch.Generator:
+        """The randomness of a step in the making of a student, its own for each name and training."""
+        stream = what if training.student == "student" else f"{what}, {training.student}"
+        return keyed_generator(self.training_seed(training), stream)
+
+    def training_job(
+        self, stage: str, title: str, config: TrainConfig, config_hash: str, seed: int | None = None
+    ) -> TrainingJob:
         """The training part of a stage (teacher, students/NAME), with its places in the run folder.
 
-        `title` is the dotted key of the section, on which the training's randomness depends.
+        `title` is the dotted key of the section, on which the training's randomness depends, and on `seed`; None: the
+        run's.
         """
         return TrainingJob(
             title=title,
@@ -71,7 +79,7 @@ class RunContext:
             labels=self.data.labels,
             horizontal_flip=self.config.data.horizontal_flip,
             config=config,
-            seed=self.config.seed,
+            seed=self.config.seed if seed is None else seed,
             config_hash=config_hash,
             checkpoints=self.folder / "checkpoints" / stage,
             log=self.folder / "logs" / f"{stage}.jsonl",

@@ -35,7 +35,9 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
     extractor = load_extractor(config.extractor, config.weights, run.device)
     teacher = load_teacher(run.folder / "teacher", run.device)
     names = run.config.samplers
-    used = [name for name in run.config.students if any(sampler.subject == name for sampler in names)]
+    trainings = run.config.trainings
+    used = [name for name in trainings if any(sampler.subject == name for sampler in names)]
+    repeats = {str(name) for name in names if name.kind == "student" and trainings[name.subject].number > 1}
     students = {name: load_student(run.folder / "students" / name, run.device) for name in used}
     for model in (teacher, *students.values()):
         prepare_to_sample(model)
@@ -57,12 +59,13 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         training_images=run.data.images,
         training_features=training_features(config, run.data.images, data, extractor),
         extractor=extractor,
-        settings=settings_of(config, identities, mirrored=data.horizontal_flip),
+        settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
         folder=work,
         device=run.device,
         say=lambda text: say(f"  {text}"),
     )
-    fewest = {sampler.subject: sampler for sampler in sorted(samplers, key=lambda sampler: -sampler.nfe)}
+    timed = [sampler for sampler in samplers if sampler.name not in repeats]
+    fewest = {sampler.subject: sampler for sampler in sorted(timed, key=lambda sampler: -sampler.nfe)}
     folders = {each.name: "" if each.kind == "teacher" else "students/" for each in fewest.values()}
     add_cold_starts(work, {name: f"{run.folder}/{folder}{name}" for name, folder in folders.items()}, run.device)
     for path in sorted(work.rglob("*")):  # copytree would hide a full disk in an error without a number
@@ -109,7 +112,9 @@ def training_features(config: EvalConfig, images: Tensor, data: DataConfig, extr
     return load_reference(images, {"dataset": dataset_name(data.source), "split": data.split}, extractor).features
 
 
-def settings_of(config: EvalConfig, identities: dict[str, str], *, mirrored: bool = False) -> BenchmarkSettings:
+def settings_of(
+    config: EvalConfig, identities: dict[str, str], repeats: frozenset[str] = frozenset(), *, mirrored: bool = False
+) -> BenchmarkSettings:
     """A benchmark's settings from the eval section of a configuration."""
     return BenchmarkSettings(
         images=config.images,
@@ -124,6 +129,7 @@ def settings_of(config: EvalConfig, identities: dict[str, str], *, mirrored: boo
             throughput_seconds=2 * config.latency_seconds,
         ),
         identities=identities,
+        repeats=repeats,
         mirrored=mirrored,
     )
 

@@ -14,7 +14,7 @@ from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
-from fewstep.pipeline.config.schema import Config, LoadedTeacher
+from fewstep.pipeline.config.schema import Config, LoadedTeacher, StudentConfig
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.stages.manifest import (
@@ -28,10 +28,13 @@ from fewstep.pipeline.stages.manifest import (
 )
 from fewstep.pipeline.stages.student import make_student
 from fewstep.pipeline.stages.teacher import make_teacher, source_hash
+from fewstep.pipeline.stages.trajectories import make_trajectories
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
+from fewstep.students.methods.cmt import CMT
 
+Build = Callable[[Path, dict[str, Any] | None], dict[str, Any] | None]
 STAGES = ("teacher", "student", "evaluate", "report")
 
 
@@ -121,25 +124,43 @@ class Run(RunContext):
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
 
     def student(self) -> None:
-        """Distil the teacher into students/NAME/, for each name."""
-        for name, config in self.config.students.items():
-            key, numbers = self.config.student_key(name), config.numbers()
+        """Distil the teacher into students/NAME/, for each training of each student."""
+        for name, training in self.config.trainings.items():
+            config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
+            weights |= {"training": training.number} if training.number > 1 else {}
+            if isinstance(config.method, CMT):
+                weights |= {"trajectories": self._trajectory_inputs(config)}
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
             inputs = {"weights": weights, "search": search}
+            if isinstance(config.method, CMT):
+                changed = changed_inputs(self.folder / "students" / name, self.title(name), inputs)
+                if changed is None or not all(each.startswith("search.") for each in changed):
+                    self._trajectories(config)
             self._stage(
                 f"students/{name}",
                 self.title(name),
                 inputs,
-                lambda stage, kept, name=name, inputs=inputs: make_student(self, name, stage, inputs, kept),
+                lambda stage, kept, training=training, inputs=inputs: make_student(self, training, stage, inputs, kept),
                 sha256_json(weights),
                 "distilled again from the start",
                 ("search.", "its noise levels searched again"),
             )
+
+    def _trajectory_inputs(self, config: StudentConfig) -> dict[str, Any]:
+        ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+        return {"trajectories": self.config.trajectories.numbers()} | ends | {"seed": self.config.seed}
+
+    def _trajectories(self, config: StudentConfig) -> None:
+        """Make trajectories/ of the teacher, which students that are made already do without."""
+        inputs = self._trajectory_inputs(config) | {"teacher": model_hash(self.folder / "teacher")}
+        own, ends = sha256_json(inputs), (config.sigma_min, config.sigma_max)
+        build: Build = lambda stage, _: make_trajectories(self, stage, own, ends)  # noqa: E731
+        self._stage("trajectories", "trajectories", inputs, build, own, "made again")
 
     def _extractor(self) -> dict[str, Any]:
         """The extractor, and which weights of it where a file is given."""
@@ -182,7 +203,7 @@ class Run(RunContext):
 
         "" where it does not, or where that cannot be told: a stage is missing, or a file that was measured with.
         """
-        stages = ["teacher", *(f"students/{name}" for name in self.config.students), "eval"]
+        stages = ["teacher", *(f"students/{name}" for name in self.config.trainings), "eval"]
         if not all((self.folder / stage / MANIFEST).exists() for stage in stages):
             return ""
         try:
@@ -203,7 +224,7 @@ class Run(RunContext):
         name: str,
         title: str,
         inputs: dict[str, Any],
-        build: Callable[[Path, dict[str, Any] | None], dict[str, Any] | None],
+        build: Build,
         identity: str,
         redone: str,
         partly: tuple[str, str] = ("no part", ""),

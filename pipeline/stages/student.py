@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import read_json, sealed, sha256_file, sha256_json, unsealed, write_json
+from fewstep.pipeline.config.schema import Training
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext
@@ -23,13 +24,15 @@ from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import Regression, conversion_error, convert_teacher, judged_sigmas, trusted_range
 from fewstep.students.load import load_student
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.save import save_student
+from fewstep.students.trajectories import read_trajectories
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
 
 def make_student(
-    run: RunContext, name: str, stage: Path, inputs: dict[str, Any], kept: dict[str, Any] | None
+    run: RunContext, training: Training, stage: Path, inputs: dict[str, Any], kept: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Fill `stage` with a stock ConsistencyModelPipeline folder of the averaged weights and its model card.
 
@@ -37,13 +40,13 @@ def make_student(
     """
     real = choice_images(run.config.data, run.data.images)
     if kept is None:
-        average, facts = _distil(run, name, sha256_json(inputs["weights"]), real)
+        average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
-        average = load_student(run.folder / "students" / name, run.device)
+        average = load_student(run.folder / "students" / training.name, run.device)
         facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
     from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
 
-    average.grid, search = search_levels(run, run.config.students[name], average, real)
+    average.grid, search = search_levels(run, training.config, average, real)
     round_trip = save_student(average, stage)
     checked = ", ".join(str(steps) for steps in round_trip)
     say(f"  stock diffusers gives the same images to {max(round_trip.values()):.1e} at {checked} steps")
@@ -53,25 +56,34 @@ def make_student(
     }
     if kept is not None:
         facts["seconds"] = kept["seconds"]  # of the distillation, beside which the search is short
-    (stage / "README.md").write_text(model_card(run.config, name, average, facts), encoding="utf-8")
+    (stage / "README.md").write_text(model_card(run.config, training, average, facts), encoding="utf-8")
     return facts
 
 
-def _distil(run: RunContext, name: str, identity: str, real: Tensor) -> tuple[ConsistencyModel, dict[str, Any]]:
+def _distil(
+    run: RunContext, training: Training, identity: str, real: Tensor
+) -> tuple[ConsistencyModel, dict[str, Any]]:
     """The averaged student after training, and what the manifest keeps of it; `identity` is its checkpoints'.
 
     Of several averages it is the one with the best images, judged by the `real` ones of choices.
     """
-    config, folder, key = run.config.students[name], run.folder / "teacher", run.config.student_key(name)
+    config, folder = training.config, run.folder / "teacher"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = sha256_file(weights)
     teacher = load_teacher(folder, run.device)
     teacher.network.to(memory_format=torch.channels_last)
-    model, conversion = _convert(run, name, teacher, identity)
-    objective = config.method.build(model, teacher)
-    say(f"{run.title(name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
-    job = run.training_job(f"students/{name}", key, config.train, identity)
-    facts, quality = conversion | {"cost": vars(objective.cost)}, None
+    model, conversion = _convert(run, training, teacher, identity)
+    if isinstance(config.method, CMT):
+        objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
+    else:
+        objective = config.method.build(model, teacher)
+    if config.adversarial is not None:
+        objective = config.adversarial.build(objective)
+    say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
+    seed = run.training_seed(training)
+    job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)
+    cost = vars(objective.cost) | {"forward_equivalents": objective.cost.forward_equivalents}
+    facts, quality = conversion | {"cost": cost}, None
     if config.quality_kimg is not None or len(config.train.halflives) > 1:
         from fewstep.pipeline.stages.quality import Quality  # seconds that other trainings do not wait
 
@@ -87,13 +99,13 @@ def _distil(run: RunContext, name: str, identity: str, real: Tensor) -> tuple[Co
 
 
 def _convert(
-    run: RunContext, name: str, teacher: Preconditioned, identity: str
+    run: RunContext, training: Training, teacher: Preconditioned, identity: str
 ) -> tuple[ConsistencyModel, dict[str, Any]]:
     """The student before distillation, and how far its denoiser is from the teacher's, for the manifest.
 
     Where training has begun the time embedding is not refitted again: the weights are those of the checkpoint.
     """
-    config, checkpoints = run.config.students[name], run.folder / "checkpoints" / "students" / name
+    config, checkpoints = training.config, run.folder / "checkpoints" / "students" / training.name
     record = checkpoints / "conversion.json"
     facts, steps = None, config.refit_steps
     if list_checkpoints(checkpoints):
@@ -102,54 +114,55 @@ def _convert(
             facts = kept["facts"] if kept is not None and kept["config_hash"] == identity else None
     if facts is None:
         say(
-            f"{run.title(name)}: converting the {teacher.scaling.name} teacher, "
+            f"{run.title(training.name)}: converting the {teacher.scaling.name} teacher, "
             f"refitting its time embedding ({steps} steps)"
         )
     else:
-        say(f"{run.title(name)}: converting the teacher; its time embedding was refitted before")
+        say(f"{run.title(training.name)}: converting the teacher; its time embedding was refitted before")
     model, exact = convert_teacher(
         teacher,
         sigma_min=config.sigma_min,
         sigma_max=config.sigma_max,
         refit_steps=steps if facts is None else 0,
-        generator=run.student_generator(name, "refit"),
+        generator=run.student_generator(training, "refit"),
     )
     if facts is not None:
         return model, facts
     facts = {}
     if not exact and config.regression_kimg > 0:
-        model, trusted = _regress(run, name, model, teacher, identity)
+        model, trusted = _regress(run, training, model, teacher, identity)
         facts["regression"] = {"kimg": config.regression_kimg, "teacher_trusted_between": trusted}
-    facts["conversion_rmse"] = _conversion_error(run, name, model, teacher)
+    facts["conversion_rmse"] = _conversion_error(run, training, model, teacher)
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(record, sealed({"config_hash": identity, "facts": facts}))
     return model, facts
 
 
 def _regress(
-    run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned, identity: str
+    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned, identity: str
 ) -> tuple[ConsistencyModel, tuple[float, float] | None]:
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
-    config = run.config.students[name]
-    trusted = trusted_range(teacher, _images(run, 512), run.student_generator(name, "trusted"))
+    config = training.config
+    trusted = trusted_range(teacher, _images(run, 512), run.student_generator(training, "trusted"))
     where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
-        f"{run.title(name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images where it "
-        f"denoises no better than a shrinkage does (it is better {where})"
+        f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images "
+        f"where it denoises no better than a shrinkage does (it is better {where})"
     )
-    warmup = min(config.train.warmup_kimg, config.regression_kimg / 10)
-    changes = {"kimg": config.regression_kimg, "warmup_kimg": warmup}
-    short = config.train.model_copy(update=changes | {"ema_halflife_kimg": min(config.train.halflives.values())})
-    key = f"{run.config.student_key(name)}-regression"
-    job = run.training_job(f"students/{name}/regression", key, short, identity)
+    changes = {"kimg": config.regression_kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
+    short = config.train.model_copy(update=changes)
+    place, seed = f"students/{training.name}/regression", run.training_seed(training)
+    job = run.training_job(place, f"{training.key}-regression", short, identity, seed)
     (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()
     assert isinstance(average, ConsistencyModel)
     return average.requires_grad_(True).train(), trusted
 
 
-def _conversion_error(run: RunContext, name: str, model: ConsistencyModel, teacher: Preconditioned) -> dict[str, float]:
+def _conversion_error(
+    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned
+) -> dict[str, float]:
     """{noise level: RMSE} over levels that both have, which is said too; UserError where one is not finite."""
-    generator, was_training = run.student_generator(name, "conversion"), model.training
+    generator, was_training = run.student_generator(training, "conversion"), model.training
     errors = conversion_error(model.eval(), teacher, _images(run, 128), generator, judged_sigmas(model, teacher))
     model.train(was_training)
     if bad := [sigma for sigma, error in errors.items() if not math.isfinite(error)]:

@@ -6,7 +6,7 @@ renamed into place and verified; only then is the oldest removed.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,16 @@ from fewstep.files import (
     unsealed,
     write_json,
 )
+from fewstep.pipeline.training.levels import LevelLosses
 
 MANIFEST = "MANIFEST.json"
-FORM = {"step": int, "config_hash": str, "losses": [float], "files": {str: {"sha256": str, "size": int}}}
+FORM = {
+    "step": int,
+    "config_hash": str,
+    "losses": [float],
+    "levels": {"sums": [float], "counts": [float]},
+    "files": {str: {"sha256": str, "size": int}},
+}
 _NAME = re.compile(r"step-(\d{9})")
 _LEFTOVER = re.compile(r"\.step-\d{9}\.(new|old)")
 
@@ -43,6 +50,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last log line, so that a resumed log holds the same means."""
+    levels: LevelLosses = field(default_factory=LevelLosses)
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: str, keep: int) -> Path:
@@ -58,8 +66,8 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
         files = {
             path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(stage.iterdir())
         }
-        manifest = {"format": 1, "step": step, "config_hash": config_hash, "losses": state.losses, "files": files}
-        write_json(stage / MANIFEST, sealed(manifest))
+        manifest = {"format": 2, "step": step, "config_hash": config_hash, "losses": state.losses}
+        write_json(stage / MANIFEST, sealed(manifest | {"levels": asdict(state.levels), "files": files}))
     verify_checkpoint(target)
     found = list_checkpoints(folder)
     good = [path for path in found if path.name <= target.name]
@@ -144,6 +152,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> int:
     state.ema.load_state_dict(load_file(path / "ema.safetensors"))
     _load_optimizer(state.optimizer, load_file(path / "optimizer.safetensors"))
     state.losses[:] = manifest["losses"]
+    state.levels.sums[:], state.levels.counts[:] = manifest["levels"]["sums"], manifest["levels"]["counts"]
     return int(manifest["step"])
 
 
@@ -168,5 +177,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entries in optimizer.state.items():  # a fused step reads moments in the layout of their parameter
         for name, value in entries.items():
-            if value.shape == parameter.shape:
+            if name != "step":
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

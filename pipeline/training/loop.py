@@ -19,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
+from fewstep.pipeline.training.levels import BINS, sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
@@ -62,9 +63,13 @@ class TrainingJob:
         return Batch(images=images, condition=Condition(labels=labels))
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end."""
+        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end.
+
+        The warm-up is held to a tenth of the training, so that a short one is the long one in small.
+        """
         config = self.config
-        warmup = min(1.0, (step + 1) * config.batch_size / max(config.warmup_kimg * 1000, 1e-9))
+        warmup_kimg = min(config.warmup_kimg, config.kimg / 10)
+        warmup = min(1.0, (step + 1) * config.batch_size / max(warmup_kimg * 1000, 1e-9))
         fraction = step / self.total_steps
         course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
         return config.learning_rate * warmup * course[config.decay]
@@ -90,13 +95,7 @@ def train(
     emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
     averages = {name: ema.network for name, ema in emas.items()}
     kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
-    optimizer = torch.optim.AdamW(
-        objective.parameter_groups(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = _optimizer(objective, config)
     state = TrainingState(objective=objective, ema=kept, optimizer=optimizer)
     step = 0
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
@@ -107,13 +106,23 @@ def train(
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with deferred_signals() as pending:
-            late = _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
+            skips = config.optimizer == "adamw"  # it alone can leave out an update by itself: see `_Training.step`
+            late = skips and _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
             training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
             training.run(step, probe, probe_kimg)
     finally:
         if log:
             log.close()
     return averages
+
+
+def _optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of an objective's groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
+    groups = objective.parameter_groups()
+    given = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(groups, decoupled_weight_decay=True, **given)
+    return torch.optim.AdamW(groups, fused=True, **given)
 
 
 def _is_asynchronous(device: torch.device) -> bool:
@@ -140,7 +149,7 @@ class _Training:
     late: bool
     unread: list["_Taken"] = field(default_factory=list)
     grad_norm: float = 0.0
-    """Of the last step that was read."""
+    """Of the first group in the last step that was read."""
     signal: int | None = None
     """What any process of several had got by the last step."""
 
@@ -166,7 +175,7 @@ class _Training:
                 if logs or saves or stop:
                     self.read()
                 if logs:
-                    mean = sum(losses) / len(losses)
+                    mean, by_level = sum(losses) / len(losses), self.state.levels.means()
                     losses.clear()
                     if self.log:
                         seconds = time.monotonic() - began
@@ -174,7 +183,7 @@ class _Training:
                         record = {"step": done, "kimg": done * config.batch_size / 1000, "loss": mean}
                         record |= {"grad_norm": self.grad_norm, "lr": job.learning_rate(step), "kimg_per_s": rate}
                         record |= {"seconds": seconds} | {name: float(value) for name, value in extra.items()}
-                        self.log.write(record | dict(probed))
+                        self.log.write(record | by_level | dict(probed))
                         line.update(done, f"loss {mean:.4g}  {rate:.3g} kimg/s")
                 if self.log and (saves or stop):
                     self.log.sync()
@@ -190,6 +199,8 @@ class _Training:
         per_process = job.config.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
         losses: list[Tensor] = []
+        each: list[Tensor] = []
+        sigmas: list[Tensor] = []
         extra: dict[str, Tensor] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
@@ -200,18 +211,29 @@ class _Training:
                 loss = terms.loss.mean() / per_process
                 accelerator.backward(loss)
             losses.append(loss.detach())
+            each.append(terms.loss.detach())
+            sigmas.append(terms.sigma)
             extra |= terms.log
-        norm: Tensor = accelerator.clip_grad_norm_(self.wrapped.parameters(), job.config.gradient_clip)  # type: ignore[assignment]
-        taken = _Taken(progress.step, torch.stack([*losses, norm.detach()]).float())
+        by_level = sums_and_counts(torch.cat(each), torch.cat(sigmas))
+        taken = _Taken(progress.step, torch.stack(losses).float(), self.clip(), by_level)
         self.unread.append(taken)
         if self.late:
             # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
-            self.optimizer.optimizer.found_inf = (~taken.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            self.optimizer.optimizer.found_inf = (~taken.checked.isfinite().all()).float()  # type: ignore[attr-defined]
         else:
             self.read()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return extra
+
+    def clip(self) -> Tensor:
+        """Clip each group of parameters by its own norm, so that none scales another's step; the norms before [G].
+
+        That of a group without a gradient in this step is 0.
+        """
+        clip, groups = self.accelerator.clip_grad_norm_, self.optimizer.param_groups
+        norms: list[Tensor] = [clip(group["params"], self.job.config.gradient_clip) for group in groups]  # type: ignore[misc]
+        return torch.stack([moved(norm.detach(), self.accelerator.device) for norm in norms]).float()
 
     def _probe_is_due(self, done: int, probe_kimg: float) -> bool:
         """Whether a multiple of `probe_kimg` lies between the last log line and step `done`, or training ends."""
@@ -236,35 +258,45 @@ class _Training:
         """Take the numbers of the steps since the last call from the device; UserError where one is not finite."""
         job = self.job
         for taken in self.unread:
-            *parts, self.grad_norm = taken.numbers.tolist()
-            loss = sum(parts)
+            parts, norms = taken.losses.tolist(), taken.norms.tolist()
+            loss, self.grad_norm, by_level = sum(parts), norms[0], taken.by_level.double().flatten().tolist()
             if self.accelerator.num_processes > 1:
-                loss, self.signal = self._shared(loss)
-            if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+                loss, self.signal, by_level = self._shared(loss, by_level)
+            if not all(map(math.isfinite, (loss, *norms))):
                 indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
                 raise UserError(
                     f"{job.title}.train",
                     None,
-                    f"loss {loss}, gradient norm {self.grad_norm} at step {taken.step} is not finite "
+                    f"loss {loss}, gradient norm {', '.join(map(str, norms))} at step {taken.step} is not finite "
                     f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
                     f"lower {job.title}.train.learning_rate",
                 )
             self.state.losses.append(loss)
+            self.state.levels.add(by_level[:BINS], by_level[BINS:])
         self.unread.clear()
 
-    def _shared(self, loss: float) -> tuple[float, int | None]:
-        """The loss of the whole batch, which every process checks, and the signal that any process has got.
+    def _shared(self, loss: float, by_level: list[float]) -> tuple[float, int | None, list[float]]:
+        """The loss of the whole batch, which every process checks, the signal that any has got, and all by level.
 
         A signal that comes after this waits for the next step, so that all leave together.
         """
-        local = torch.tensor([[loss, self.pending.number or 0]], dtype=torch.float64, device=self.accelerator.device)
+        mine = [[loss, self.pending.number or 0, *by_level]]
+        local = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
-        return float(everywhere[:, 0].mean()), int(everywhere[:, 1].max()) or None
+        signal = int(everywhere[:, 1].max()) or None
+        return float(everywhere[:, 0].mean()), signal, everywhere[:, 2:].sum(0).tolist()
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken: the losses of this process's slices and the norm of the gradient, on the device."""
+    """A step that was taken, on the device: losses of this process's slices, norms of the groups, `sums_and_counts`."""
 
     step: int
-    numbers: Tensor
+    losses: Tensor
+    norms: Tensor
+    by_level: Tensor
+
+    @property
+    def checked(self) -> Tensor:
+        """All that must be finite."""
+        return torch.cat([self.losses, self.norms])

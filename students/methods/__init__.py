@@ -8,8 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.scm import SCM
 
-Method = Annotated[CD | ECT | SCM | DMD, Field(discriminator="name")]
+Method = Annotated[CD | CMT | DMD | ECT | SCM, Field(discriminator="name")]

@@ -86,7 +86,8 @@ class Run:
         path, found = self.out / "saved.jsonl", {}
         for line in path.read_text().splitlines() if path.exists() else []:
             value = json.loads(line)
-            found[value["stage"], value["step"]] = {key: value[key] for key in ("files", "losses", "config_hash")}
+            kept = ("files", "losses", "levels", "config_hash")
+            found[value["stage"], value["step"]] = {key: value[key] for key in kept}
         return found
 
     def results(self, stage: str) -> dict[str, Any]:

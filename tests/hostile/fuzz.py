@@ -106,7 +106,8 @@ def sound() -> dict[str, list[bytes]]:
         torch.save(moments, folder / "r.pt")
         torch.save(features, folder / "f.pt")
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    manifest: dict[str, Any] = {"format": 1, "step": 1, "config_hash": "c0", "losses": [0.5], "files": {}}
+    manifest: dict[str, Any] = {"format": 2, "step": 1, "config_hash": "c0", "losses": [0.5], "files": {}}
+    manifest["levels"] = {"sums": [0.5], "counts": [1.0]}
     images = []
     for form, mode in (("PNG", "L"), ("JPEG", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")):
         buffer = io.BytesIO()

@@ -103,7 +103,18 @@ def test_results_json_holds_what_the_files_hold(run_dir):
     write_report(run_dir, COMMANDS)
     results = json.loads((run_dir / "report" / "results.json").read_text())
     assert list(results) == [
-        *("format", "name", "headline", "config", "config_hash", "commands", "data", "stages", "benchmark"),
+        *(
+            "format",
+            "name",
+            "headline",
+            "config",
+            "config_hash",
+            "commands",
+            "data",
+            "stages",
+            "trainings",
+            "benchmark",
+        ),
         "samplers",
     ]
     assert results["commands"] == COMMANDS

@@ -15,7 +15,7 @@ def test_the_card_is_that_of_the_student_beside_it(tiny_run):
     card, manifest = (folder / "README.md").read_text(), json.loads((folder / "manifest.json").read_text())
     model = fewstep.load_student(folder)
     config = config_from_dict(json.loads((tiny_run / "config.json").read_text()))
-    assert model_card(config, "student", model, manifest) == card
+    assert model_card(config, config.trainings["student"], model, manifest) == card
     assert card.startswith("---\nlibrary_name: diffusers\n")
     for steps in (1, 2, 4, 8):
         levels = ", ".join(f"{sigma:.4g}" for sigma in model.step_sigmas(steps))

@@ -22,6 +22,7 @@ from fewstep.pipeline.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
+from fewstep.pipeline.training.levels import BINS, LevelLosses
 
 HASH = "c0ffee"
 TENSORS = ("objective.safetensors", "ema.safetensors", "optimizer.safetensors")
@@ -36,7 +37,10 @@ def state(seed, steps=2):
     for _ in range(steps):
         network(torch.randn(4, 1, 5, 5)).square().mean().backward()
         optimizer.step()
-    return TrainingState(objective=network, ema=average, optimizer=optimizer, losses=[0.1, 1 / 3] * steps)
+    levels = LevelLosses()
+    levels.add([seed / 3] * BINS, [1.0] * BINS)
+    losses = [0.1, 1 / 3] * steps
+    return TrainingState(objective=network, ema=average, optimizer=optimizer, losses=losses, levels=levels)
 
 
 @pytest.fixture
@@ -68,6 +72,7 @@ def test_a_round_trip_is_exact_to_the_bit(tmp_path):
         assert entries.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(value, after["state"][index][name]) for name, value in entries.items())
     assert loaded.losses == saved.losses
+    assert loaded.levels == saved.levels
 
 
 def test_it_holds_safetensors_and_json_and_nothing_else(two):
@@ -159,6 +164,14 @@ def test_another_configuration_is_refused_in_one_line(two):
         latest_checkpoint(two, "beef", lambda text: None)
     assert "\n" not in str(refused.value)
     assert str(two / "step-000000008") in str(refused.value)
+
+
+def test_a_checkpoint_of_an_earlier_form_is_refused_in_one_line(tmp_path):
+    path = save_checkpoint(tmp_path, 4, state(4), HASH, keep=2) / MANIFEST
+    earlier = {key: value for key, value in json.loads(path.read_text()).items() if key != "levels"}
+    files.write_json(path, files.sealed(earlier))
+    with pytest.raises(UserError, match=r"holds no good checkpoint .* it has no 'levels'.* start this stage anew"):
+        latest_checkpoint(tmp_path, HASH, lambda text: None)
 
 
 def test_without_checkpoints_there_is_none(tmp_path):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fewstep.pipeline.training import log
+from fewstep.pipeline.training.levels import KEYS
 from fewstep.pipeline.training.log import TrainingLog
 
 
@@ -80,8 +81,8 @@ def test_tensorboard_gets_every_number(tmp_path):
 
     records = TrainingLog(tmp_path / "a.jsonl", tmp_path / "board", 0)
     for step in (20, 40):
-        records.write({"step": step, "loss": step / 10, "lr": 0.5})
+        records.write({"step": step, "loss": step / 10, "lr": 0.5} | dict.fromkeys(KEYS, 0.25))
     records.close()
     board = EventAccumulator(str(tmp_path / "board")).Reload()
-    assert sorted(board.Tags()["scalars"]) == ["loss", "lr"]
+    assert sorted(board.Tags()["scalars"]) == sorted(["loss", "lr", *KEYS])
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(20, 2.0), (40, 4.0)]

@@ -252,7 +252,10 @@ def test_the_learning_rate_warms_up_and_decays(training):
         job = training(**changes).job
         return [job.learning_rate(step) for step in range(job.total_steps)]
 
-    assert rates(decay="constant", warmup_kimg=0.032) == pytest.approx([2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 9)
+    slow = {"decay": "constant", "warmup_kimg": 0.032}
+    assert rates(kimg=0.4, **slow) == pytest.approx([2.5e-3, 5e-3, 7.5e-3] + [1e-2] * 47)
+    assert rates(kimg=0.16, **slow) == pytest.approx([5e-3] + [1e-2] * 19)  # held to a tenth, two batches
+    assert rates(kimg=0.016, **slow) == pytest.approx([1e-2] * 2)
     assert rates(decay="linear", warmup_kimg=0.0) == pytest.approx([1e-2 * (1 - step / 12) for step in range(12)])
     cosine = rates(decay="cosine", warmup_kimg=0.0)
     assert cosine[0] == pytest.approx(1e-2)

@@ -1,0 +1,87 @@
+"""The trajectories stage: points of the teacher's own trajectories, made once for all students that learn from them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.images import TensorImages, to_uint8
+from fewstep.eval.quality.metrics import frechet_distance, statistics
+from fewstep.eval.quality.references import extract
+from fewstep.files import read_json, sealed, sha256_file, unsealed, write_json
+from fewstep.pipeline.data.choice import choice_images
+from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.training.randomness import keyed_generator
+from fewstep.progress import ProgressLine, say
+from fewstep.students.trajectories import SHARD, Trajectories, read_trajectories, shard_path, write_record, write_shard
+from fewstep.teachers.load import load_teacher
+from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
+
+
+def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[float, float]) -> dict[str, Any]:
+    """Fill `stage` with the trajectories of the teacher from sigma_max to sigma_min, `ends` of them reversed.
+
+    They are made shard by shard in the folder of checkpoints, where an interruption leaves those that are whole.
+    """
+    settings, work = run.config.trajectories, run.folder / "checkpoints" / "trajectories" / identity[:16]
+    sigma_min, sigma_max = ends
+    teacher = load_teacher(run.folder / "teacher", run.device)
+    if sigma_max > teacher.space.sigma_max:
+        remedy = f"is above the teacher's largest noise level, {teacher.space.sigma_max:.4g}"
+        raise UserError("student.sigma_max", sigma_max, remedy)
+    teacher.network.to(memory_format=torch.channels_last)
+    sigmas = trajectory_sigmas(settings.steps, sigma_min, sigma_max)
+    evaluations = settings.number * settings.steps
+    say(f"trajectories: {settings.number:,} of {settings.steps} steps, {evaluations:,} evaluations of the teacher")
+    work.mkdir(parents=True, exist_ok=True)
+    with ProgressLine("trajectories", settings.number) as line:
+        for number, start in enumerate(range(0, settings.number, SHARD)):
+            count = min(SHARD, settings.number - start)
+            path = shard_path(work, number)
+            if not _is_whole(path):
+                noise = torch.randn(
+                    (count, *teacher.space.shape), generator=keyed_generator(run.config.seed, "trajectories", number)
+                )
+                parts = [
+                    trajectory(teacher, sigmas, part.to(run.device)).cpu()
+                    for part in noise.split(run.config.eval.batch_size)
+                ]
+                points = torch.cat(parts).to(getattr(torch, settings.dtype))
+                if not bool(points.isfinite().all()):
+                    remedy = f"a trajectory of it is not finite as {settings.dtype}"
+                    raise UserError(run.folder / "teacher", None, remedy)
+                write_shard(path, points)
+                write_json(path.with_suffix(".json"), sealed({"sha256": sha256_file(path)}))
+            line.update(start + count, f"{start + count:,}")
+    for path in sorted(work.glob("*.safetensors")):
+        os.replace(path, stage / path.name)
+    write_record(stage, settings.number, sigmas.float().tolist())
+    distance = _end_distance(run, read_trajectories(stage))
+    return {"evaluations": evaluations} | distance
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard stands as it was written."""
+    record = path.with_suffix(".json")
+    if not (path.exists() and record.exists()):
+        return False
+    kept = unsealed(read_json(record, {"sha256": str}))
+    return kept is not None and kept["sha256"] == sha256_file(path)
+
+
+def _end_distance(run: RunContext, made: Trajectories) -> dict[str, Any]:
+    """The Frechet distance of the ends from the images of choices, which tells a teacher that was sampled badly."""
+    config = run.config.eval
+    count, real = min(len(made), config.images), choice_images(run.config.data, run.data.images)
+    extractor = load_extractor(config.extractor, config.weights, run.device)
+    if min(count, len(real)) <= extractor.dim:
+        return {}
+    images: list[Tensor] = [to_uint8(made.ends(0, count)), real]
+    pair = [statistics(extract(extractor, TensorImages(each), "ends of trajectories")) for each in images]
+    distance = frechet_distance(*pair)
+    say(f"  FD ({config.extractor}) of {count:,} ends against {len(real):,} real images: {distance:.4g}")
+    return {"fd": distance, "fd_images": count}

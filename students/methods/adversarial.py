@@ -1,0 +1,44 @@
+"""The adversarial finish of any method."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from fewstep.errors import UserError
+from fewstep.settings import Section
+
+if TYPE_CHECKING:
+    from fewstep.students.adversarial import AdversarialFinish
+    from fewstep.teachers.interfaces import Objective
+
+
+class Adversarial(Section):
+    """A discriminator on noised images, trained beside the student in the last part of training (DMD2, Yin 2024)."""
+
+    weight: float = Field(default=0.5, gt=0, description="weight of the adversarial loss beside the method's own")
+    share: float = Field(default=0.4, gt=0, le=1, description="last share of training that it takes part in")
+    width: int = Field(default=32, ge=4, le=1024, description="channels of the discriminator's first layer")
+    sigma_min: float = Field(default=0.1, gt=0, description="smallest noise level of the images that it sees")
+    sigma_max: float = Field(default=2.5, gt=0, description="largest noise level of the images that it sees")
+    penalty: float = Field(default=0.1, ge=0, description="weight of R1, the squared gradient at real images")
+    lr_scale: float = Field(default=1.0, gt=0, description="its learning rate over the student's")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Adversarial":
+        if self.sigma_min >= self.sigma_max:
+            raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
+        return self
+
+    def build(self, objective: "Objective") -> "AdversarialFinish":
+        """The objective around the method's own."""
+        from fewstep.students.adversarial import AdversarialFinish
+
+        return AdversarialFinish(
+            objective,
+            weight=self.weight,
+            share=self.share,
+            width=self.width,
+            sigmas=(self.sigma_min, self.sigma_max),
+            penalty=self.penalty,
+            lr_scale=self.lr_scale,
+        )

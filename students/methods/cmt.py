@@ -1,0 +1,30 @@
+"""Consistency Mid-Training: trajectory regression."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from fewstep.settings import Section
+
+if TYPE_CHECKING:
+    from fewstep.students.consistency import ConsistencyModel
+    from fewstep.students.regression import TrajectoryRegression
+    from fewstep.students.trajectories import Trajectories
+
+
+class CMT(Section):
+    """Trajectory regression (Hu 2026, Consistency Mid-Training): every point of a trajectory maps to its end.
+
+    Of the teacher it reads the trajectories that were made before (`trajectories.number` times `.steps` evaluations);
+    training costs one student evaluation an image and none of the teacher. Any parametrisation of the teacher serves.
+    """
+
+    name: Literal["cmt"] = Field(default="cmt", description="cmt (regression onto the ends of the teacher's ODE)")
+    at_sigma_max: float = Field(default=0.3, ge=0, lt=1, description="share of each batch that starts at sigma_max")
+
+    def build(self, student: "ConsistencyModel", trajectories: "Trajectories") -> "TrajectoryRegression":
+        """The objective that trains `student` in place."""
+        from fewstep.students.objective import pseudo_huber
+        from fewstep.students.regression import TrajectoryRegression
+
+        return TrajectoryRegression(student, trajectories, distance=pseudo_huber(1e-8), at_sigma_max=self.at_sigma_max)

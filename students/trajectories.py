@@ -1,0 +1,65 @@
+"""A teacher's trajectories on disk: many times larger than memory may be, so that they are mapped and not read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fewstep.files import read_json, write_bytes, write_json
+
+SHARD = 1000
+"""Trajectories in a file."""
+_RECORD, _FORM = "trajectories.json", {"number": int, "sigmas": [float]}
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Points of N trajectories at the descending noise levels `sigmas` [L + 1].
+
+    shards: [up to SHARD, L + 1, C, H, W] each, float16 or float32; all but the last have SHARD trajectories.
+    """
+
+    sigmas: Sequence[float]
+    shards: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def take(self, index: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The points of trajectories `index` [B] at levels `level` [B] and their ends, each float32 [B,C,H,W]."""
+        pairs = [
+            self.shards[each // SHARD][each % SHARD][[at, -1]]
+            for each, at in zip(index.tolist(), level.tolist(), strict=True)
+        ]
+        start, end = torch.stack(pairs).float().unbind(1)
+        return start, end
+
+    def ends(self, start: int, stop: int) -> Tensor:
+        """The images at the ends of trajectories start..stop-1, float32 [stop - start, C, H, W]."""
+        last = torch.full((stop - start,), len(self.sigmas) - 1)
+        return self.take(torch.arange(start, stop), last)[1]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where shard `number` lies."""
+    return folder / f"points-{number:05d}.safetensors"
+
+
+def write_shard(path: Path, points: Tensor) -> None:
+    """Write the points of a shard, whole or not at all."""
+    write_bytes(path, save({"points": points.contiguous()}))
+
+
+def write_record(folder: Path, number: int, sigmas: Sequence[float]) -> None:
+    """Write what the shards hold together."""
+    write_json(folder / _RECORD, {"number": number, "sigmas": list(sigmas)})
+
+
+def read_trajectories(folder: Path) -> Trajectories:
+    """The trajectories of a finished stage, mapped into memory."""
+    record = read_json(folder / _RECORD, _FORM)
+    shards = [load_file(shard_path(folder, number))["points"] for number in range(-(-record["number"] // SHARD))]
+    return Trajectories(record["sigmas"], shards)

@@ -1,0 +1,56 @@
+"""Several trainings of a student: their names, their samplers, and the preset that compares methods by them."""
+
+import pytest
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config.reading import load_config
+from fewstep.students.consistency import ConsistencyModel
+from fewstep.teachers.interfaces import Evaluations, Space
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import EDM
+
+TWO = {"students.cd.training_seeds": 2, "students.ect.method": "ect"}
+
+
+def test_a_sampler_of_a_student_stands_for_all_its_trainings():
+    config = load_config("digits", TWO | {"eval.samplers": "[teacher@ddim:2, student@1, cd@2]"})
+    assert list(config.trainings) == ["cd", "cd-2", "ect"]
+    assert [str(name) for name in config.samplers] == ["teacher@ddim:2", "cd@1", "cd-2@1", "ect@1", "cd@2", "cd-2@2"]
+    assert {(each.student, each.number, each.key) for each in config.trainings.values()} == {
+        ("cd", 1, "students.cd"),
+        ("cd", 2, "students.cd"),
+        ("ect", 1, "students.ect"),
+    }
+    assert list(load_config("digits", {"student.training_seeds": 3}).trainings) == ["student", "student-2", "student-3"]
+
+
+def test_a_student_called_as_the_training_of_another_is_refused():
+    named = {"students.cd-2.method": "ect"}
+    with pytest.raises(UserError, match=r"^students: 'cd-2': is what training 2 of cd is called"):
+        load_config("digits", TWO | named)
+    assert load_config("digits", TWO | named | {"students.cd.training_seeds": 1})
+    with pytest.raises(UserError, match=r"^eval\.samplers: 'cd-2@1': no student is called cd-2"):
+        load_config("digits", TWO | {"eval.samplers": "[cd-2@1]"})
+
+
+def test_how_often_a_student_is_trained_changes_no_training():
+    students = [load_config("digits", {"student.training_seeds": n}).students["student"] for n in (1, 3)]
+    assert students[0].numbers() == students[1].numbers()
+
+
+def test_forward_equivalents_count_a_gradient_as_two_forward_evaluations():
+    assert Evaluations(student=1, target=1, teacher=2).forward_equivalents == 6
+    assert Evaluations(student=1, jvp=1).forward_equivalents == 5
+
+
+def test_the_methods_of_digits_family_cost_the_same(tiny_unet):
+    config = load_config("digits-family")
+    space = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0)
+    teacher = Preconditioned(tiny_unet(seed=1), EDM(sigma_data=0.5), space)
+    costs = {
+        name: each.train.kimg * each.method.build(ConsistencyModel(tiny_unet()), teacher).cost.forward_equivalents
+        for name, each in config.students.items()
+    }
+    assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
+    assert {each.training_seeds for each in config.students.values()} == {3}
+    assert {name: each.method.name for name, each in config.students.items()} == {name: name for name in costs}
