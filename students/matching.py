@@ -77,10 +77,12 @@ class MatchingObjective(Objective):
         self.alpha, self.fake_updates, self.fake_lr_scale = alpha, fake_updates, fake_lr_scale
         self.at_sigma_max, self.mean, self.std = at_sigma_max, mean, std
         share, own = 1 / fake_updates, alpha is not None
+        derivative = share * own  # of SiD, of the teacher with respect to its input, as much as an evaluation
         self.cost = Evaluations(
-            student=1 + (3 * share if own else share),
-            target=1 - share + (1 - at_sigma_max) * own,
-            teacher=0 if own else share,
+            student=1 + share,
+            target=1 - share + (1 - at_sigma_max) * own + derivative,
+            teacher=share,
+            jvp=share * own,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

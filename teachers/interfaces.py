@@ -91,7 +91,7 @@ class Evaluations:
     """Network evaluations per training image of an average step, for the cost of an objective.
 
     student: with a backward pass, of the student or another network that is trained; target: of those without one;
-    jvp: in forward mode, which costs about two.
+    jvp: with their derivative with respect to the inputs alone, in either mode.
     """
 
     student: float
@@ -100,7 +100,7 @@ class Evaluations:
     jvp: float = 0
 
     @property
-    def forward_equivalents(self) -> int:
+    def forward_equivalents(self) -> float:
         """All of it in forward evaluations, where one with its gradient is three and a Jacobian-vector product two."""
         return 3 * self.student + self.target + self.teacher + 2 * self.jvp
 

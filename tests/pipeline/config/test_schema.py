@@ -121,7 +121,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.train.keep_checkpoints", "0", "at least 1"),
         ("student.train.log_every", "0", "at least 1"),
         ("student.training_seeds", "0", "at least 1"),
-        ("student.method", "sct", "cd, ect"),
+        ("student.method", "sct", "cd, cmt, dmd, ect, scm"),
         ("student.method.doublings", "31", "at most 30"),
         ("student.regression_kimg", "-1", "at least 0"),
         ("student.sigma_min", "0", "greater than 0"),
