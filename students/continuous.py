@@ -7,11 +7,12 @@ ours.
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.students.consistency import ConsistencyModel
@@ -35,6 +36,20 @@ from fewstep.teachers.scaling import Consistency
 from fewstep.teachers.solvers import ode_slope
 
 
+@cache
+def _load_rules() -> None:
+    """Have torch load its rules of forward derivatives, which it does by a call that it warns of itself."""
+    with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+        torch.func.jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
+
+
+def _jvp(function: Callable[..., Any], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    """The function's output and its derivative along the tangents."""
+    _load_rules()
+    output, derivative, *_ = torch.func.jvp(function, inputs, tangents)
+    return output, derivative
+
+
 class _Raw(nn.Module):
     """A model's network before its output is scaled."""
 
@@ -55,15 +70,14 @@ def derivatives(
     denoiser of that slope, and c_skip'*x/2 + c_out*dF/ds. The weights have no part in it, and torch's generators stay
     as they are, so that an evaluation of the model right after it has the same dropout. In full precision.
     """
-    _load_rules()
     raw, ones = _Raw(model), torch.ones_like(sigma)
-    (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
+    (c_skip, c_out), (d_skip, d_out) = _jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
     with (
         torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         torch.autocast(x.device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no forward derivative
     ):
-        output, d_output = jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
+        output, d_output = _jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
 
@@ -83,19 +97,11 @@ def slow_time_embedding(model: ConsistencyModel) -> None:
     weight = unet.time_embedding.linear_1.weight
     low, high = (250 * math.log(bound) for bound in (model.sigma_min, model.sigma_max))
     points = torch.linspace(low, high, 10_000, device=weight.device)
-    _load_rules()
-    _, speed = jvp(unet.time_proj, (points,), (torch.ones_like(points),))
+    _, speed = _jvp(unet.time_proj, (points,), (torch.ones_like(points),))
     slow = (250 * speed.abs().amax(dim=0) <= FASTEST).to(weight.dtype)
     with torch.no_grad():
         weight.mul_(slow)
     weight.register_hook(lambda gradient: gradient * slow.to(gradient.device))
-
-
-@cache
-def _load_rules() -> None:
-    """Have torch load its rules of forward derivatives, which it does by a call that it warns of itself."""
-    with warnings.catch_warnings(category=FutureWarning, action="ignore"):
-        jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
 
 
 class LossWeight(nn.Module):
@@ -122,8 +128,6 @@ class ContinuousObjective(Objective):
     nothing over the share `warmup` of training; ln s ~ N(mean, std^2), truncated to the student's range.
     """
 
-    network: Preconditioned
-
     def __init__(
         self, network: Preconditioned, teacher: Denoiser | None, *, mean: float, std: float, warmup: float
     ) -> None:
@@ -139,7 +143,9 @@ class ContinuousObjective(Objective):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
-        x_0, space, scaling = batch.images, self.network.space, self.network.scaling
+        x_0, model = batch.images, self.network
+        assert isinstance(model, Preconditioned)
+        space, scaling = model.space, model.scaling
         assert isinstance(scaling, Consistency)
         drawn = log_normal_sigmas(len(x_0), space.sigma_min, space.sigma_max, self.mean, self.std, generator)
         sigma = moved(drawn, x_0.device)
@@ -148,11 +154,11 @@ class ContinuousObjective(Objective):
         with torch.no_grad():
             teacher = self._teacher[0]
             slope = eps if teacher is None else ode_slope(teacher, x, sigma, batch.condition)
-        denoising, consistency = derivatives(self.network, x, sigma, slope, batch.condition)
+        denoising, consistency = derivatives(model, x, sigma, slope, batch.condition)
         ramp = min(1.0, progress.fraction / self.warmup) if self.warmup else 1.0
         tangent = -per_image((sigma**2 + scaling.sigma_data**2).sqrt()) * (denoising + ramp * consistency)
         rms = tangent.square().mean(dim=(1, 2, 3)).sqrt()
-        estimate = self.network(x, sigma, batch.condition)
+        estimate = model(x, sigma, batch.condition)
         moves = (estimate - estimate.detach()) / per_image(scaling(sigma).c_out)  # F - sg(F)
         error = (moves - tangent / per_image(rms + 0.1)).square().mean(dim=(1, 2, 3))
         weight = self.weight(sigma)

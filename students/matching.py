@@ -57,7 +57,7 @@ class MatchingObjective(Objective):
     the student's scaling is off by its refit and by the shift of sigma_min, which would drive the student.
     """
 
-    network: Preconditioned
+    partial = True
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class MatchingObjective(Objective):
         std: float,
     ) -> None:
         super().__init__()
-        self.network, self._teacher = network, [teacher]  # in a list: no part of this module
+        self.network, self.space, self._teacher = network, network.space, [teacher]  # in a list: no part of this module
         self.fake = teacher.clone().requires_grad_(True)
         self.alpha, self.fake_updates, self.fake_lr_scale = alpha, fake_updates, fake_lr_scale
         self.at_sigma_max, self.mean, self.std = at_sigma_max, mean, std
@@ -102,7 +102,7 @@ class MatchingObjective(Objective):
         x_t, t = self._inputs(batch, generator)
         with torch.set_grad_enabled(learns):
             images = self.network(x_t, t, batch.condition)
-        ends = self.network.space.sigma_min, self.network.space.sigma_max
+        ends = self.space.sigma_min, self.space.sigma_max
         s = moved(log_normal_sigmas(len(t), *ends, self.mean, self.std, generator), t.device)
         noise = per_image(s) * randn(tuple(images.shape), generator, t.device)
         sample = images.detach()
@@ -116,7 +116,7 @@ class MatchingObjective(Objective):
 
     def _inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the student makes images of, [B,C,H,W], and its noise levels [B]."""
-        space, device, num = self.network.space, batch.images.device, len(batch.images)
+        space, device, num = self.space, batch.images.device, len(batch.images)
         pure = round(self.at_sigma_max * num)
         drawn = log_normal_sigmas(num, space.sigma_min, space.sigma_max, 0.0, 1.0, generator)
         drawn[:pure] = space.sigma_max

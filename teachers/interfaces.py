@@ -114,6 +114,8 @@ class Objective(nn.Module):
 
     cost: Evaluations
     network: nn.Module
+    partial = False
+    """Whether there are steps that leave some parameters without a gradient."""
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """The loss of one slice of the batch; every random number comes from `generator`, a CPU generator."""

@@ -109,19 +109,20 @@ def test_an_evaluation_after_the_derivative_has_its_dropout(tiny_unet: Any):
     model = ConsistencyModel(tiny_unet(dropout=0.5)).train()
     x, sigma = torch.zeros(2, 1, 8, 8), torch.ones(2)
     state = torch.get_rng_state()
-    first, second = (sum(derivatives(model, x, sigma, x + 1)) for _ in range(2))
+    first, second = (torch.stack(derivatives(model, x, sigma, x + 1)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, second)
     torch.rand(1)
-    assert not torch.equal(first, sum(derivatives(model, x, sigma, x + 1)))  # dropout is at work
+    assert not torch.equal(first, torch.stack(derivatives(model, x, sigma, x + 1)))  # dropout is at work
 
 
 @pytest.mark.parametrize(("tangent", "evaluations"), [("teacher", 1), ("data", 0)])
 def test_the_student_learns_and_the_teacher_does_not(tiny_unet: Any, tangent: Any, evaluations: int):
     teacher = ddpm_model(tiny_unet(seed=1), build_scheduler(1000, "linear", "v_prediction"))
-    objective = SCM(tangent=tangent).build(ConsistencyModel(tiny_unet(seed=2)).train(), teacher)
+    student = ConsistencyModel(tiny_unet(seed=2)).train()
+    objective = SCM(tangent=tangent).build(student, teacher)
     calls: dict[str, int] = {"student": 0, "teacher": 0}
-    for name, model in (("student", objective.network), ("teacher", teacher)):
+    for name, model in (("student", student), ("teacher", teacher)):
         model.network.register_forward_pre_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     batch = Batch(images=torch.rand((8, 1, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1)
     terms = objective(batch, PROGRESS, torch.Generator().manual_seed(1))
@@ -131,10 +132,10 @@ def test_the_student_learns_and_the_teacher_does_not(tiny_unet: Any, tangent: An
     assert terms.estimate is not None
     assert terms.estimate.requires_grad
     assert all(torch.isfinite(each.grad).all() for each in objective.parameters() if each.grad is not None)
-    assert float(objective.network.network.conv_in.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
+    assert float(student.network.conv_in.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
     assert objective.weight.factors.grad is not None
     assert all(each.grad is None for each in teacher.parameters())
-    assert objective.averaged() is objective.network
+    assert objective.averaged() is student
     owned = [id(each) for group in objective.parameter_groups() for each in group["params"]]  # type: ignore[union-attr]
     assert sorted(owned) == sorted(id(each) for each in objective.parameters())
 
@@ -189,7 +190,7 @@ class BackwardOnly(nn.Module):
 
 def test_a_network_without_a_forward_derivative_is_refused(tiny_unet: Any):
     model = ConsistencyModel(tiny_unet())
-    model.network.conv_out = BackwardOnly(model.network.conv_out)  # type: ignore[assignment]
+    model.network.conv_out = BackwardOnly(model.network.conv_out)
     with pytest.raises(
         UserError, match=r"^student\.method: 'scm': the teacher's network, UNet2DModel, has no"
     ) as error:

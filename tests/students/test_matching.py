@@ -147,7 +147,7 @@ def test_resumed_to_the_bit_before_and_after_the_students_first_step(
 ):
     def objective(stops_at: int | None) -> Stopping:
         settings = {"alpha": None, "fake_lr_scale": 1.0, "at_sigma_max": 0.5, "mean": -0.5, "std": 1.2}
-        made = Stopping(ConsistencyModel(tiny_unet(seed=2)), teacher, fake_updates=5, **settings)  # type: ignore[arg-type]
+        made = Stopping(ConsistencyModel(tiny_unet(seed=2)), teacher, fake_updates=5, **settings)
         made.after = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == stops_at else None
         return made
 
