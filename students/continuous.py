@@ -1,7 +1,7 @@
 """The continuous-time consistency objective (sCM: Lu & Song 2024), in the student's own sigma space.
 
 A consistency function is constant along a trajectory of the ODE: df/ds = 0. Training moves the network's output F
-against g = -sqrt(s^2 + sigma_data^2)*df/ds, which is the paper's tangent at t = arctan(s/sigma_data); its F is minus
+by g = -sqrt(s^2 + sigma_data^2)*df/ds, which is the paper's tangent at t = arctan(s/sigma_data); its F is minus
 ours.
 """
 
