@@ -18,10 +18,10 @@ class DMD(Section):
     name: Literal["dmd"] = Field(default="dmd", description="dmd (distribution matching with a second denoiser)")
     loss: Literal["dmd", "sid"] = Field(default="dmd", description="dmd, or sid: score identity, without real images")
     alpha: float = Field(default=1.0, ge=0, le=2, description="of sid's loss; no part of dmd's")
-    fake_updates: int = Field(default=5, ge=1, le=100, description="steps of the fake denoiser for one of the student")
-    fake_lr_scale: float = Field(default=1.0, gt=0, description="learning rate of the fake denoiser, by the student's")
-    at_sigma_max: float = Field(default=0.5, gt=0, le=1, description="share of the images that start as pure noise")
-    mean: float = Field(default=-0.5, description="mean of ln sigma of the noise under which images are compared")
+    fake_updates: int = Field(default=3, ge=1, le=100, description="steps of the fake denoiser for one of the student")
+    fake_lr_scale: float = Field(default=3.0, gt=0, description="learning rate of the fake denoiser, by the student's")
+    at_sigma_max: float = Field(default=0.75, gt=0, le=1, description="share of the images that start as pure noise")
+    mean: float = Field(default=0.0, description="mean of ln sigma of the noise under which images are compared")
     std: float = Field(default=1.2, gt=0, description="standard deviation of that ln sigma")
 
     def build(self, student: "ConsistencyModel", teacher: "Preconditioned") -> "MatchingObjective":

@@ -33,7 +33,8 @@ def build(tiny_unet: Any, teacher: Preconditioned) -> Any:
     """build(loss=..., ...): the objective of a random student."""
 
     def build(**settings: Any) -> MatchingObjective:
-        return DMD(**settings).build(ConsistencyModel(tiny_unet(seed=2)), teacher)
+        given = {"fake_updates": 5, "fake_lr_scale": 2.0, "at_sigma_max": 0.5} | settings
+        return DMD(**given).build(ConsistencyModel(tiny_unet(seed=2)), teacher)
 
     return build
 
@@ -98,7 +99,7 @@ def test_the_student_learns_at_every_kth_step_the_fake_at_all_the_teacher_at_non
         assert any(each.any() for each in gradients(objective.fake))
         assert not gradients(teacher)
     assert objective.averaged() is objective.network
-    assert [group.get("lr_scale") for group in objective.parameter_groups()] == [None, 1.0]
+    assert [group.get("lr_scale") for group in objective.parameter_groups()] == [None, 2.0]
 
 
 def test_the_fake_learns_from_the_students_images_alone(build: Any):
