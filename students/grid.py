@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import CMStochasticIterativeScheduler
@@ -51,6 +51,19 @@ class StepGrid:
     def nearest(self, sigma: float, sigma_min: float, sigma_max: float) -> int:
         """The point whose noise level is nearest to `sigma` by ratio."""
         return int((self.scheduler(sigma_min, sigma_max).sigmas.log() - math.log(sigma)).abs().argmin())
+
+    def down_to(self, lowest: float, sigma_min: float, sigma_max: float) -> "StepGrid":
+        """This grid with points chosen for 4 and 8 steps where their own go below the noise level `lowest`.
+
+        They are equally far apart, the last at the lowest level, which the two-step level must not be below: so half of
+        the points, or more, are above it.
+        """
+        chosen, lowest = dict(self.chosen), lowest / (1 + 1e-4)  # solved for the level itself, a grid is near it
+        last = int((self.scheduler(sigma_min, sigma_max).sigmas >= lowest).sum()) - 1
+        for steps in (4, 8):
+            if steps < self.num_train_timesteps and self.sigmas(steps, sigma_min, sigma_max)[-1] < lowest:
+                chosen[steps] = [last * index // (steps - 1) for index in reversed(range(steps))]
+        return replace(self, chosen=chosen)
 
 
 def solve_grid(sigma: float, sigma_min: float, sigma_max: float) -> StepGrid:

@@ -35,6 +35,10 @@ class Condition:
 
     labels: Tensor | None = None
 
+    def of(self, images: slice) -> "Condition":
+        """The condition of some images of the batch."""
+        return Condition(labels=None if self.labels is None else self.labels[images])
+
 
 NONE = Condition()
 
@@ -101,7 +105,11 @@ class Evaluations:
 
     @property
     def forward_equivalents(self) -> float:
-        """All of it in forward evaluations, where one with its gradient is three and a Jacobian-vector product two."""
+        """What they cost in forward passes of one network of that size.
+
+        A student's evaluation counts 3: its backward pass takes twice the arithmetic of its forward pass. A
+        Jacobian-vector product counts 2: it carries a tangent beside each value, forwards.
+        """
         return 3 * self.student + self.target + self.teacher + 2 * self.jvp
 
 
@@ -152,6 +160,15 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, weight: float) -> None:
+    """Move the parameters of `average` towards those of `network` by a share of the way; buffers become the same."""
+    mine: list[Tensor] = list(average.parameters())
+    torch._foreach_lerp_(mine, list(network.parameters()), weight)
+    for own, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        own.copy_(theirs)
 
 
 def per_image(values: Tensor) -> Tensor:

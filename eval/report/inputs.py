@@ -92,17 +92,17 @@ def _cost(run_dir: Path, manifest: dict[str, Any], log: Sequence[dict[str, Any]]
     Trajectories of the teacher, where the student learned from them, are a stage of their own, whose evaluations count
     in full for each training. average: the half-life, as the log names it, of the average that was saved.
     """
-    cost, trajectories = manifest.get("cost"), 0
+    cost, trajectories = manifest.get("cost") or {}, 0
     if any("trajectories" in key.split(".") for key in flatten(manifest.get("inputs", {}))):
         trajectories = read_json(_file(run_dir, "trajectories/manifest.json"))["evaluations"]
-    known = log and "forward_equivalents" in (cost or {})
+    each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
     return {
         "kimg": log[-1]["kimg"] if log else 0.0,
         "seconds": (log[-1]["seconds"] if log else 0.0) + _earlier_seconds(log),
         "cost": cost,
         "trajectories": trajectories,
-        "thousand_evaluations": log[-1]["kimg"] * cost["forward_equivalents"] + trajectories / 1000 if known else None,
+        "thousand_evaluations": log[-1]["kimg"] * each + trajectories / 1000 if log and each else None,
         "average": manifest.get("quality", {}).get("chosen", next(iter(measured), None)),
     }
 

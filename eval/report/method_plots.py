@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.eval.report.plots import COLOURS, MUTED, drawing, log_y, svg
+from fewstep.eval.report.plots import COLOURS, MUTED, drawing, log_ticks, log_y, svg
 
 _COLOURS = [colour for name, colour in COLOURS.items() if name.startswith("method")]
 _DASHES = ("-", "--", ":", "-.")
@@ -69,7 +69,7 @@ def ends(panels: Mapping[str, Sequence[Ends]], metric: str, best: float | None) 
             values = [value for each in methods for value in each.values] + ([] if best is None else [best])
             if 0 < 6 * min(values) < max(values):
                 axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:,g}")
+                log_ticks(axes.xaxis)
             if best is not None:
                 axes.axvline(best, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
             axes.set_yticks(range(len(ordered)), [each.label for each in ordered])

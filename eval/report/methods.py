@@ -55,8 +55,8 @@ class SideBySide:
     """The section of a report: a table, what can be said of it, and where the published numbers are from."""
 
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    """("student" or "teacher", cells)."""
+    rows: Sequence[tuple[dict[str, str], Sequence[str]]]
+    """Each {"kind": "student" or "teacher"} and its cells."""
     claims: Sequence[str]
     notes: Sequence[str]
 
@@ -74,13 +74,13 @@ def side_by_side(results: Results) -> SideBySide | None:
     steps = sorted({step for method in found for step in method.rows})
     at = [counted(step, "step") for step in steps]
     columns = [
-        *("Method", "Cost, thousand forward evaluations", "Training", "Reads of the teacher"),
+        *("Method", "Thousand forward evaluations", "Training time", "Reads of the teacher"),
         *(f"{name}, {each} ↓" for name in (metric, "KID") for each in at),
         *(f"{name}, {at[0]}{arrow}" for name, arrow in (("Precision", " ↑"), ("Recall", " ↑"), ("Near-copies", ""))),
-        "Others’ numbers: CIFAR-10 FID, 1 / 2 steps",
+        "Others’ CIFAR-10 FID, 1 / 2 steps",
     ]
-    rows = [("student", _cells(results, method, steps)) for method in found]
-    rows += [("teacher", cells) for cells in _references(results, steps)]
+    rows = [({"kind": "student"}, _cells(results, method, steps)) for method in found]
+    rows += [({"kind": "teacher"}, cells) for cells in _references(results, steps)]
     lines = [line for step in steps for line in claims(results, found, step)]
     return SideBySide(columns=columns, rows=rows, claims=lines, notes=_notes(found))
 
@@ -121,7 +121,7 @@ def _cells(results: Results, method: Method, steps: Sequence[int]) -> list[str]:
 
 def _reads(training: Training) -> str:
     """What the distillation takes from the teacher besides the weights it starts from."""
-    evaluations = (training["cost"] or {}).get("teacher", 0)
+    evaluations = training["cost"].get("teacher", 0)
     parts = ["trajectories"] if training["trajectories"] else []
     parts += [f"{counted(evaluations, 'evaluation')} an image"] if evaluations else []
     return ", ".join(parts) or "starting weights"
@@ -182,8 +182,8 @@ def _notes(found: Sequence[Method]) -> list[str]:
         "randomness and with the images in another order; the seed blocks of sampling are averaged inside."
         if max(counts) > 1
         else "Each was trained once, so that nothing here says that one method is better than another.",
-        "Cost: network evaluations of a training, where one with its gradient counts as three and a Jacobian-vector "
-        "product as two; the conversion from the teacher, which is the same for all, is not in it.",
+        "Forward evaluations are those of a training, where one with its gradient counts as three and a "
+        "Jacobian-vector product as two; the conversion from the teacher, which is the same for all, is not in it.",
         "The teacher’s rows are means over seed blocks.",
     ]
     shown = [method.trainings[0]["method"] for method in found]
@@ -204,7 +204,7 @@ def training_curves(results: Results, logs: dict[str, list[dict[str, Any]]]) -> 
     curves: dict[str, list[np.ndarray]] = {}
     for method in methods(results):
         for training in method.trainings:
-            records, cost = logs[training["stage"]], training["cost"] or {}
+            records, cost = logs[training["stage"]], training["cost"]
             key = f"kid_{training['average']}"
             spent = [
                 (record["kimg"] * cost["forward_equivalents"] + training["trajectories"] / 1000, record[key])

@@ -22,6 +22,7 @@ from fewstep.eval.report.tables import (
     columns,
     counted,
     duration,
+    fastest_student,
     firsts,
     headline,
     markdown_text,
@@ -31,6 +32,7 @@ from fewstep.eval.report.tables import (
     results_table_markdown,
     rows,
     short_label,
+    subject,
 )
 from fewstep.files import flatten, json_text, staged_folder, write_bytes
 
@@ -50,6 +52,7 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
         logs = {stage: log for stage, log in run.logs.items() if stage not in repeats}
         found = side_by_side(results)
         shown |= {"curves_plot": plots.training_curves(logs, quality=found is None)}
+        shown |= {"levels_plot": plots.losses_by_level(logs)}
         shown |= {"method_plots": [] if found is None else _method_plots(results, run.logs)}
         files = _files(results, "report.html", found, **shown, **_pictures(run, results))
     report = Path(run_dir) / "report"
@@ -154,14 +157,19 @@ def _method_plots(results: Results, logs: dict[str, list[dict[str, Any]]]) -> li
     if panels:
         text = "Each training faint, the mean with its standard deviation over trainings bold."
         text += " The dashed line is the teacher’s best." if best else ""
-        fd = best and best["quality"]["metrics"]["fd"]["mean"]
+        fd = None if best is None else best["quality"]["metrics"]["fd"]["mean"]
         plotted.append((text, method_plots.ends(panels, results["benchmark"]["metric_name"], fd)))
     return plotted
 
 
 def _quality_plot(results: Results) -> str | None:
-    """The plot of all samplers with both quality and time, or None where there are none."""
+    """The plot of all samplers with both quality and time, or None where there are none.
+
+    Of several students, which are the same network, that of the headline.
+    """
     shown = [sampler for sampler in results["samplers"] if sampler["quality"] and sampler["timing"]]
+    if (student := fastest_student(results)) and results.get("trainings"):
+        shown = [each for each in shown if each["kind"] != "student" or subject(each) == subject(student)]
     if not shown:
         return None
     fds = [sampler["quality"]["metrics"]["fd"] for sampler in shown]

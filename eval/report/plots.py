@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.path import Path
@@ -96,12 +97,8 @@ def training_curves(logs: dict[str, list[dict[str, Any]]], *, quality: bool = Tr
     """
     kinds = ("loss", "KID") if quality else ("loss",)
     panels = [(stage, kind) for stage in logs for kind in kinds if kind == "loss" or _kids(logs[stage])]
-    columns = min(len(panels), 4)
-    lines = -(-len(panels) // columns)
-    with drawing(8.6, 3.2 if lines == 1 else 2.3 * lines) as figure:
-        for panel, (stage, kind) in enumerate(panels):
-            axes, column = figure.add_subplot(lines, columns, panel + 1), panel % columns
-            colour = COLOURS["teacher" if stage == "teacher" else "student"]
+    with _panels([stage for stage, _ in panels], "thousands of images seen", "training loss (log)") as (figure, drawn):
+        for (stage, kind), (axes, colour) in zip(panels, drawn, strict=True):
             if kind == "KID":
                 _quality_curves(axes, logs[stage], colour)
             else:
@@ -109,11 +106,59 @@ def training_curves(logs: dict[str, list[dict[str, Any]]], *, quality: bool = Tr
                 axes.plot(kimg, loss, color=colour, lw=0.7, alpha=0.35)
                 axes.plot(kimg, running_mean(loss), color=colour, lw=1.8)
                 log_y(axes)
-                axes.set_ylabel("training loss (log)" if column == 0 else "")
+        return svg(figure)
+
+
+def losses_by_level(logs: dict[str, list[dict[str, Any]]]) -> str | None:
+    """Loss against noise level as an <svg> element, a panel a stage: a line a quarter of training, from faint to bold.
+
+    None where no log has losses by level (`loss/0.21` in the records: of the noise levels around 0.21).
+    """
+    panels = {stage: found for stage, records in logs.items() if (found := level_profiles(records))}
+    if not panels:
+        return None
+    with _panels(list(panels), "noise level sigma (log)", "training loss") as (figure, drawn):
+        for profiles, (axes, colour) in zip(panels.values(), drawn, strict=True):
+            for index, (sigma, loss) in enumerate(profiles, 4 - len(profiles)):
+                look = ((0.25, 1.2), (0.4, 1.2), (0.6, 1.4), (1.0, 2.2))[index]
+                axes.plot(sigma, loss, color=colour, marker="o", ms=3, alpha=look[0], lw=look[1])
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if min(loss.min() for _, loss in profiles) > 0:
+                log_y(axes)
+        return svg(figure)
+
+
+@contextmanager
+def _panels(stages: Sequence[str], x: str, y: str) -> Iterator[tuple[Figure, list[tuple[Axes, str]]]]:
+    """A figure with a panel a stage, at most four in a line, titled and labelled; the axes and colour of each."""
+    columns, panels = min(len(stages), 4), []
+    lines = -(-len(stages) // columns)
+    with drawing(8.6, 3.2 if lines == 1 else 2.3 * lines) as figure:
+        for index, stage in enumerate(stages):
+            colour = COLOURS["teacher" if stage == "teacher" else "student"]
+            axes = figure.add_subplot(lines, columns, index + 1)
             axes.grid(axis="y", which="major")
             axes.set_title(stage.capitalize(), loc="left", color=colour, size=10, weight="bold")
-            axes.set_xlabel("thousands of images seen" if panel + columns >= len(panels) else "")
-        return svg(figure)
+            axes.set_xlabel(x if index + columns >= len(stages) else "")
+            axes.set_ylabel(y if index % columns == 0 else "")
+            panels.append((axes, colour))
+        yield figure, panels
+
+
+def level_profiles(records: Sequence[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The levels [L] and their mean losses [L] of each quarter of training that has any."""
+    names = {key for record in records for key in record if key.startswith("loss/")}
+    found, end = [], records[-1]["kimg"] if records else 0.0
+    for quarter in range(4):
+        first, last = end * quarter / 4, end * (quarter + 1) / 4
+        part = [record for record in records if first < record["kimg"] <= last]
+        means = {float(name.removeprefix("loss/")): _series(part, name)[1] for name in names}
+        levels = sorted(level for level, values in means.items() if len(values))
+        if levels:
+            found.append((np.array(levels), np.array([means[level].mean() for level in levels])))
+    return found
 
 
 def _quality_curves(axes: Axes, records: Sequence[dict[str, Any]], colour: str) -> None:
@@ -156,12 +201,17 @@ def _y_axis(axes: Axes, points: Sequence[Point], floor: float | None) -> None:
         axes.set_ylim(min(0.0, low), 1.15 * max(p.fd + (p.sd or 0) for p in points))
 
 
+def log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def log_y(axes: Axes) -> None:
-    """A logarithmic axis with ticks at 1, 2 and 5, written out."""
+    """A logarithmic y axis with those ticks."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis)
 
 
 def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point], fixed: Sequence[Annotation]) -> None:

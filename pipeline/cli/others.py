@@ -5,9 +5,10 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, number, overrides
+from fewstep.pipeline.config.evaluation import JudgeConfig
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import load_config, preset_names, preset_text
-from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig, JudgeConfig
+from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.progress import say
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, config_from_arguments, key_help, number, overrides
+from fewstep.pipeline.config.constraints import distinct
+from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import preset_names
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig, distinct
+from fewstep.pipeline.config.schema import DataConfig
 from fewstep.progress import say
 
 SUBJECT_KEYS = [f"eval.{name}" for name in EvalConfig.model_fields if name != "samplers"]

@@ -46,6 +46,8 @@ def config_keys() -> dict[str, FieldInfo]:
     for prefix, kind in sections():
         for name, field in kind.model_fields.items():
             before = found.get(prefix + name)
+            if before and before.annotation == field.annotation:
+                continue
             if before and get_origin(before.annotation) is get_origin(field.annotation) is Literal:
                 both: Any = Literal[(*get_args(before.annotation), *get_args(field.annotation))]
                 text = f"{before.description}; {field.description}"

@@ -51,7 +51,7 @@ def build_sampler(name: SamplerName, teacher: Preconditioned, students: Mapping[
 def teacher_sampler(teacher: Preconditioned, solver: str, steps: int) -> ModelSampler:
     """The teacher under one of SOLVERS."""
     planned = SOLVERS[solver].plan(teacher.space, steps)
-    label = f"Teacher, {SOLVERS[solver].label}, {steps} steps"
+    label = f"Teacher, {SOLVERS[solver].label}, {steps} step{'s' if steps > 1 else ''}"
     return ModelSampler(f"teacher@{solver}:{steps}", label, teacher, planned.nfe, planned.schedule, planned.sample)
 
 

@@ -34,7 +34,7 @@ images = pipeline(batch_size=16, num_inference_steps=1).images
 |---:|:---|
 {steps}
 
-{four}
+{called}
 The two-step noise level was chosen from {searched}, by KID of {images} images of a seed block that no result uses,
 against {real:,} real images that no result is measured against. The search made {made:,} images by
 {evaluations:,} network evaluations, in {seconds:.0f} s.
@@ -44,6 +44,7 @@ against {real:,} real images that no result is measured against. The search made
 - data: `{source}`, split `{split}`; seed {seed}{again}
 - made with torch {torch}, diffusers {diffusers}
 """
+_WORDS = {4: "four", 8: "eight"}
 
 
 def model_card(config: Config, training: Training, model: ConsistencyModel, facts: dict[str, Any]) -> str:
@@ -52,7 +53,12 @@ def model_card(config: Config, training: Training, model: ConsistencyModel, fact
     channels, height, width = model.space.shape
     count = model.grid.num_train_timesteps
     steps = [n for n in (1, 2, 4, 8) if n < count]
-    call = ", ".join(f"{key}={value}" for key, value in stock_call(model, 4).items())
+    calls = {n: ", ".join(f"{key}={value}" for key, value in stock_call(model, n).items()) for n in steps}
+    called = [
+        f"The levels of {_WORDS[n]} steps are those of `pipeline(batch_size=16, {call})`.\n"
+        for n, call in calls.items()
+        if n == 4 or n in model.grid.chosen
+    ]
     search = facts["search"]
     quality = facts.get("quality", {"halflives": {}, "chosen": ""})
     values = ", ".join(f"{value:.4g} at {name} kimg" for name, value in quality["halflives"].items())
@@ -66,7 +72,7 @@ def model_card(config: Config, training: Training, model: ConsistencyModel, fact
         batch=settings.train.batch_size,
         size=f"{width}x{height} {'grey' if channels == 1 else 'RGB'}",
         steps="\n".join(rows),
-        four=f"The levels of four steps are those of `pipeline(batch_size=16, {call})`.\n" if 4 in steps else "",
+        called="".join(called),
         searched=", ".join(search["two_steps"]),
         images=search["images"],
         real=search["real"]["count"],

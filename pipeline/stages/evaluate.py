@@ -15,7 +15,8 @@ from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import Reference, load_reference
 from fewstep.eval.speed.timing import Limits
 from fewstep.files import sha256_file
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.evaluation import EvalConfig
+from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import reference_images
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample

@@ -74,12 +74,13 @@ def search_levels(
         return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
 
     trials = Trials(sample, count, extractor, real)
-    bounds = (model.sigma_min, model.sigma_max)
-    grid, two = choose_two_steps(trials, *bounds)
+    bounds, lowest = (model.sigma_min, model.sigma_max), settings.lowest_level
+    grid, two = choose_two_steps(trials, *bounds, lowest)
     say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
-    grid, four = choose_four_steps(trials, grid, *bounds)
+    grid, four = choose_four_steps(trials, grid, *bounds, lowest)
     how = f"lowers KID by {four['gain']:.2g} +- {four['error']:.2g}" if four else "none can be tried"
-    outcome = f"{_text(grid.sigmas(4, *bounds))} ({how})" if grid.chosen else f"the grid's own (another {how})"
+    better = four is not None and four["gain"] > four["error"]
+    outcome = f"{_text(grid.sigmas(4, *bounds))} ({how})" if better else f"the grid's own (another {how})"
     say(f"  four steps: {outcome}")
     cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
     say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
@@ -94,12 +95,14 @@ def search_levels(
     }
 
 
-def choose_two_steps(trials: Trials, sigma_min: float, sigma_max: float) -> tuple[StepGrid, dict[str, float]]:
-    """The grid of the best two-step level, and KID by level, over all images."""
+def choose_two_steps(
+    trials: Trials, sigma_min: float, sigma_max: float, lowest: float = 0.0
+) -> tuple[StepGrid, dict[str, float]]:
+    """The grid of the best two-step level, and KID by level, over all images. No steps go below the level `lowest`."""
     grids = {}
-    for sigma in SEARCHED_SIGMAS:
+    for sigma in [sigma for sigma in SEARCHED_SIGMAS if sigma >= lowest] or [lowest]:
         with suppress(ValueError):  # out of any grid's reach between these bounds
-            grids[sigma] = solve_grid(sigma, sigma_min, sigma_max)
+            grids[sigma] = solve_grid(sigma, sigma_min, sigma_max).down_to(lowest, sigma_min, sigma_max)
     if not grids:
         say(f"  no level of the search is in reach of student.sigma_max = {sigma_max:g}: the grid's own is taken")
         grids = {StepGrid().sigmas(2, sigma_min, sigma_max)[1]: StepGrid()}
@@ -109,7 +112,7 @@ def choose_two_steps(trials: Trials, sigma_min: float, sigma_max: float) -> tupl
 
 
 def choose_four_steps(
-    trials: Trials, grid: StepGrid, sigma_min: float, sigma_max: float
+    trials: Trials, grid: StepGrid, sigma_min: float, sigma_max: float, lowest: float = 0.0
 ) -> tuple[StepGrid, dict[str, Any] | None]:
     """The grid with levels chosen for four steps where they are better than its own, and what was tried.
 
@@ -119,6 +122,7 @@ def choose_four_steps(
     half, points = trials.count // 2, grid.points(2)
     middle = grid.sigmas(2, sigma_min, sigma_max)[1]
     offered = {grid.nearest(middle * factor, sigma_min, sigma_max) for factor in FACTORS}
+    offered = {point for point in offered if grid.at([point], sigma_min, sigma_max)[0] >= lowest}
     offered -= {0, grid.num_train_timesteps - 1, *points}
     if len(offered) < 2:
         return grid, None
@@ -136,7 +140,7 @@ def choose_four_steps(
     )
     gain, error = paired_gain(rule, new, trials.real)
     if gain > error:
-        grid = replace(grid, chosen={4: points})
+        grid = replace(grid, chosen={**grid.chosen, 4: points})
     return grid, {"tried": tried, "found": found, "gain": gain, "error": error}
 
 

@@ -11,7 +11,8 @@ from fewstep.eval.images import StoredImages
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.report.page import write_comparison
 from fewstep.files import sweep
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.evaluation import EvalConfig
+from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.subjects import open_subject

@@ -2,8 +2,9 @@
 
 import copy
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fewstep.teachers.interfaces import follow
 
 
 class EMA:
@@ -17,12 +18,8 @@ class EMA:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.halflife_images = halflife_kimg * 1000
 
-    @torch.no_grad()
     def update(self, network: nn.Module, images: int, batch_size: int) -> None:
         """Move towards `network` after a step of `batch_size` images, `images` seen in all."""
         halflife = min(self.halflife_images, images * 0.05)
         weight = 1 - 0.5 ** (batch_size / max(halflife, 1e-8))
-        average: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(average, list(network.parameters()), weight)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+        follow(self.network, network, weight)

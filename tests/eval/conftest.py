@@ -81,6 +81,53 @@ def make_run(folder: Path, name: str = "digits") -> Path:
     return folder
 
 
+FAMILY = {"cd": ((20.0, 21.0, 20.5), (15.0, 17.0, 16.0)), "ect": ((30.0, 31.0, 30.5), (15.5, 17.5, 16.5))}
+"""FD of each training at one and at two steps."""
+
+
+@pytest.fixture
+def family_dir(tmp_path: Path) -> Path:
+    """The run of `run_dir` with the students cd and ect in place of its own, three trainings each; see FAMILY."""
+    folder = make_run(tmp_path / "run", "family")
+    config, benchmark = _config("family"), _benchmark()
+    student = config.pop("student") | {"training_seeds": 3}
+    config["students"] = {name: student | {"method": {"name": name}} for name in FAMILY}
+    _write(folder / "config.json", config)
+    rows = [row for row in SAMPLERS if row[2] == "teacher"]
+    rows += [("teacher@ddim:1", "Teacher, DDIM, 1 step", "teacher", 1, 300.0, 1.0, 0.34)]
+    random, names = np.random.default_rng(1), [row[0] for row in rows]
+    _write(folder / "eval" / "samplers" / "teacher_ddim_1.json", _sampler(*rows[-1]))
+    for name, values in FAMILY.items():
+        for number in range(3):
+            training = name if number == 0 else f"{name}-{number + 1}"
+            cost = {"student": 1, "target": 1, "teacher": 2 if name == "cd" else 0, "jvp": 0}
+            cost["forward_equivalents"] = 4 + cost["teacher"]
+            manifest = {"format": 1, "seconds": 90.0, "cost": cost, "inputs": {"weights": {"teacher": "ab"}}}
+            _write(folder / "students" / training / "manifest.json", manifest)
+            log = folder / "logs" / "students" / f"{training}.jsonl"
+            _write_log(log, 0.02, random)
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            for line in lines[::100]:
+                line["kid_5"] = 5 + 20 / (1 + line["kimg"]) + number
+            log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            for steps in (1, 2):
+                names.append(f"{training}@{steps}")
+                label = f"{training}, {steps} step{'s' * (steps > 1)}"
+                row = _sampler(names[-1], label, "student", steps, values[steps - 1][number], 0.5, 0.3 * steps)
+                row["timing"] = row["timing"] if number == 0 else None
+                _write(folder / "eval" / "samplers" / f"{training}_{steps}.json", row)
+    for name in names:
+        grid = folder / "eval" / "grids" / f"{name.replace('@', '_').replace(':', '_')}.png"
+        if not grid.exists():
+            grid.write_bytes((folder / "eval" / "grids" / "student_1.png").read_bytes())
+    speed = {"against_ddpm": None, "against_cheapest_within_10pct": None}
+    benchmark |= {"sampler_order": names, "speed": {name: speed for name in names if not name.startswith("teacher")}}
+    _write(folder / "eval" / "benchmark.json", benchmark)
+    neighbours = json.loads((folder / "eval" / "neighbours.json").read_text())
+    _write(folder / "eval" / "neighbours.json", neighbours | {"sampler": "cd@1"})
+    return folder
+
+
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
@@ -90,8 +137,10 @@ def _write_log(path: Path, low: float, random: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = np.arange(20, 24_000, 20)
     losses = (low + 0.8 * np.exp(-steps / 2500) + 0.3 / np.sqrt(steps)) * np.exp(random.normal(0, 0.16, len(steps)))
+    levels = {f"loss/{level}": 0.5 + index / 4 for index, level in enumerate((0.0039, 0.015, 0.055, 0.21, 0.78, 2.9))}
     lines = [
         {"step": int(s), "kimg": s * 0.064, "loss": x, "grad_norm": 0.3, "seconds": s / 100}
+        | {name: x * factor for name, factor in levels.items()}
         for s, x in zip(steps, losses, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

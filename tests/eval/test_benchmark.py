@@ -190,6 +190,14 @@ def fake_measure(monkeypatch, slower=1.0):
     return calls
 
 
+def test_a_repeat_is_judged_and_not_timed(tmp_path):
+    value = run(tmp_path, samplers(), dataclasses.replace(SETTINGS, repeats=frozenset(["student@1"])))
+    result = json.loads((tmp_path / "samplers" / "student_1.json").read_text())
+    assert (len(result["quality"]["seeds"]), result["timing"]) == (2, None)
+    assert all(timing for name, timing in timings(tmp_path).items() if name != "student@1")
+    assert value["speed"]["student@1"] == {"against_ddpm": None, "against_cheapest_within_10pct": None}
+
+
 def timings(folder):
     results = [json.loads(path.read_text()) for path in (folder / "samplers").iterdir()]
     return {result["name"]: result["timing"] for result in results}

@@ -6,6 +6,7 @@ f(x, t_n) = m + (x - m) * prod e_i; the exact map multiplies by sqrt((v + sigma_
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.students.bridges import Bridge, data_bridge, euler_bridge, heun_bridge
+from fewstep.students.methods.cd import CD
+from fewstep.students.methods.ct import CT
+from fewstep.students.methods.ict import ICT
+from fewstep.students.methods.lcm import LCM
 from fewstep.students.objective import ConsistencyObjective, pseudo_huber
+from fewstep.students.objective import squared as squared_distance
 from fewstep.students.pairs import ECTPairs, KarrasPairs
 from fewstep.teachers.interfaces import NONE, Batch, Condition, Evaluations, Progress, per_image
-from fewstep.teachers.schedule import karras_sigmas
+from fewstep.teachers.network import build_scheduler
+from fewstep.teachers.schedule import karras_sigmas, vp_table
 
 MEAN, VARIANCE, S_MIN, S_MAX = 0.2, 0.25, 0.002, 80.0
 PROGRESS = Progress(step=0, total_steps=1, images=0)
@@ -73,6 +80,68 @@ def test_fixed_points_converge_to_the_exact_map(gaussian: Any, make: Any, order:
     assert errors[-1] < 0.01
 
 
+class Discrete:
+    """What a method asks of a student and of a teacher of discrete timesteps, for Gaussian data."""
+
+    sigma_min, sigma_max = S_MIN, S_MAX
+
+    def __init__(self, gaussian: Any) -> None:
+        self.teacher = gaussian(MEAN, VARIANCE)
+        table = vp_table(build_scheduler(1000, "linear", "epsilon").alphas_cumprod)
+        self.space = self.teacher.space = replace(self.teacher.space, table=table)
+
+
+def chain_of(method: Any, gaussian: Any) -> tuple[ConsistencyObjective, list[float]]:
+    """A method's objective, and the chain of noise levels that its pairs of the end of training form."""
+    setting = Discrete(gaussian)
+    network = nn.Identity()
+    for name in ("sigma_min", "sigma_max", "space"):
+        setattr(network, name, getattr(setting, name))
+    objective = method.build(network, setting.teacher)
+    drawn = objective.pairs(40_000, Progress(step=999, total_steps=1000, images=0), torch.Generator().manual_seed(0))
+    step = dict(zip(drawn.t.tolist(), drawn.r.tolist(), strict=True))
+    chain = [max(step)]
+    while chain[-1] in step:
+        chain.append(step[chain[-1]])
+    assert len(chain) == len(step) + 1  # of all levels, each the next one's neighbour
+    assert chain[0] == pytest.approx(S_MAX)
+    assert chain[-1] == pytest.approx(S_MIN)
+    return objective, chain
+
+
+def factor(t: float, r: float, heun: bool) -> float:
+    """e of one step in closed form."""
+    slope = t / (VARIANCE + t**2)
+    euler = 1 + (r - t) * slope
+    return 1 + (r - t) / 2 * (slope + euler * r / (VARIANCE + r**2)) if heun else euler
+
+
+GRIDS = {
+    "cd": (lambda num: CD(grid=num + 1), [100, 200, 400], 2),
+    "cd-euler": (lambda num: CD(solver="euler", grid=num + 1, target_ema=0.9), [100, 200, 400], 1),
+    "ct": (lambda num: CT(s1=num), [100, 200, 400], 1),
+    "ict": (lambda num: ICT(s0=10, s1=num), [80, 160, 320], 1),
+    "lcm": (lambda num: LCM(skip=1000 // num), [100, 200, 500], 1),
+}
+"""A method by the number of its intervals, three such numbers, and the order in which its fixed point converges."""
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_method_s_own_fixed_point_and_its_order_of_convergence(gaussian: Any, name: str):
+    make, numbers, order = GRIDS[name]
+    errors = []
+    for num in numbers:
+        objective, chain = chain_of(make(num), gaussian)
+        exact = gaussian(MEAN, VARIANCE)
+        bridge = euler_bridge(exact) if objective.bridge is data_bridge else objective.bridge
+        expected = math.prod(factor(t, r, name == "cd") for t, r in pairwise(chain))
+        assert product(bridge, chain) == pytest.approx(expected, rel=1e-6)
+        errors.append(abs(ratio(bridge, chain) - 1))
+    for (coarse, more), (fine, most) in pairwise(zip(errors, numbers, strict=True)):
+        assert math.log(coarse / fine) / math.log(most / more) == pytest.approx(order, abs=0.25)
+    assert errors[-1] < 0.02
+
+
 class Table(nn.Module):
     """f(x, s) = m + (x - m)*a(s), one factor for each noise level of a grid; a(sigma_min) = 1."""
 
@@ -102,7 +171,7 @@ def objective_of(
         network,
         pairs=KarrasPairs(sigma_min=S_MIN, sigma_max=S_MAX, num=len(chain)),
         bridge=bridge,
-        distance=(lambda a, b: (a - b).square().flatten(1).sum(dim=1)) if squared else pseudo_huber(1e-8),
+        distance=squared_distance if squared else pseudo_huber(1e-8),
         cost=Evaluations(student=1, target=1),
     )
 

@@ -90,3 +90,19 @@ def test_chosen_points_take_the_place_of_the_default_calls():
     grid = replace(solve_grid(0.65, 0.002, 80.0), chosen={4: [70, 64, 40, 0]})
     assert grid.sigmas(4, 0.002, 80.0) == grid.at([70, 64, 40, 0], 0.002, 80.0)
     assert grid.sigmas(4, 0.002, 80.0)[2] == grid.sigmas(2, 0.002, 80.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("middle", "lowest"), [(1.0, 1.0), (2.5, 1.0), (4.0, 1.0), (4.0, 4.0), (39.0, 39.0), (1.0, 0.01)]
+)
+def test_no_steps_go_below_a_lowest_level(middle: float, lowest: float):
+    before = solve_grid(middle, 0.002, 80.0)
+    grid = before.down_to(lowest, 0.002, 80.0)
+    assert grid.sigmas(2, 0.002, 80.0) == before.sigmas(2, 0.002, 80.0)
+    for steps in (4, 8):
+        sigmas = grid.sigmas(steps, 0.002, 80.0)
+        assert all(high > low for high, low in pairwise(sigmas))
+        assert sigmas[-1] >= lowest * 0.999
+        assert sigmas[-1] < lowest * 1.2 or steps not in grid.chosen
+        assert (steps in grid.chosen) == (before.sigmas(steps, 0.002, 80.0)[-1] < lowest * 0.999)
+    assert StepGrid().down_to(0.0, 0.002, 80.0) == StepGrid()

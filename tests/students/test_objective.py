@@ -1,23 +1,32 @@
 """The discrete consistency objective: gradients, the boundary, dropout, the target and the teacher."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from fewstep.errors import UserError
 from fewstep.students.bridges import data_bridge
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.methods import Method
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.cmt import CMT
+from fewstep.students.methods.ct import CT
 from fewstep.students.methods.ect import ECT
+from fewstep.students.methods.lcm import LCM
 from fewstep.students.objective import ConsistencyObjective, pseudo_huber
 from fewstep.students.pairs import Pairs, SigmaPairs
+from fewstep.students.trajectories import Trajectories
 from fewstep.teachers.interfaces import Batch, Evaluations, Progress
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
+from small_training import Training
 
 Build = Callable[..., UNet2DModel]
 PROGRESS = Progress(step=3, total_steps=10, images=24)
@@ -55,7 +64,25 @@ class Spy:
         return pseudo_huber(1e-8)(estimate, target)
 
 
-METHODS = {"cd": CD(), "cd-euler-karras": CD(solver="euler", grid=18), "ect": ECT()}
+METHODS: dict[str, Any] = {kind().name: kind() for kind in get_args(get_args(Method)[0])} | {
+    "cd-published": CD(solver="euler", grid=18, target_ema=0.95, distance="l2"),
+    "ct-l2": CT(distance="l2"),
+    "ect-hour": ECT(q=256.0, doublings=0),
+    "lcm-itself": LCM(skip=50, target_ema=0.0),
+}
+"""Every method at its defaults, and some of their variants: all must pass the tests that take a `name`."""
+
+
+def build(name: str, model: ConsistencyModel, teacher: Preconditioned) -> Any:
+    """The objective of METHODS[name]: what a method reads other than the teacher is made up here."""
+    method = METHODS[name]
+    if not isinstance(method, CMT):
+        return method.build(model, teacher)
+    sigmas = [model.sigma_max, 1.0, model.sigma_min]
+    return method.build(model, Trajectories(sigmas, [torch.rand((16, 3, 1, 8, 8), generator=generator())]))
+
+
+BOTH_HALVES = [Progress(step=step, total_steps=10, images=8 * step) for step in (3, 8)]
 
 
 def teacher_of(unet: UNet2DModel) -> Preconditioned:
@@ -75,20 +102,21 @@ def test_gradient_is_finite_where_estimate_and_target_agree():
     assert torch.equal(a.grad, torch.zeros_like(a))
 
 
-def test_dropout_has_the_same_mask_in_both_branches(tiny_unet: Build):
-    model = ConsistencyModel(tiny_unet(dropout=0.5)).train()
-    sigma = torch.full((8,), 0.7)
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_has_the_same_mask_in_both_branches(tiny_unet: Build, place: str):
+    model = ConsistencyModel(tiny_unet(dropout=0.5)).train().to(place)
+    images, sigma = batch().images.to(place), torch.full((8,), 0.7, device=place)
     with torch.no_grad():
-        assert not torch.equal(model(batch().images, sigma), model(batch().images, sigma))  # dropout is at work
+        assert not torch.equal(model(images, sigma), model(images, sigma))  # dropout is at work
     spy = Spy()
     objective = objective_of(model, 0.7, 0.7, spy)  # the limit r -> t: the same input to both
-    loss = objective(batch(), PROGRESS, generator()).loss
+    loss = objective(Batch(images=images), PROGRESS, generator()).loss
     assert torch.equal(spy.estimate, spy.target)
     assert loss.tolist() == [0.0] * 8
     loss.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     first = spy.estimate.detach().clone()
-    objective(batch(), PROGRESS, generator())
+    objective(Batch(images=images), PROGRESS, generator())
     assert not torch.equal(spy.estimate, first)  # and the next step has another mask
 
 
@@ -120,21 +148,29 @@ def test_weight_multiplies_the_distance(tiny_unet: Build):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_teacher_is_unchanged_and_never_owned(tiny_unet: Build, name: str):
+def test_a_method_trains_the_student_and_never_touches_the_teacher(tiny_unet: Build, name: str):
     teacher = teacher_of(tiny_unet(seed=1))  # its parameters ask for gradients: the objective must not give any
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     model = ConsistencyModel(tiny_unet(seed=2)).train()
     start = model.network.conv_in.weight.detach().clone()
-    objective = METHODS[name].build(model, teacher)
+    objective = build(name, model, teacher)
     owned = {id(parameter) for parameter in objective.parameters()}
-    assert owned == {id(parameter) for parameter in model.parameters()}
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
-    for step in range(2):
+    assert owned >= {id(parameter) for parameter in model.parameters()}
+    assert owned.isdisjoint({id(parameter) for parameter in teacher.network.parameters()})
+    optimizer = torch.optim.Adam(objective.parameter_groups(), lr=1e-3)
+    for step in range(4):
+        progress = Progress(step=step, total_steps=4, images=0)
         optimizer.zero_grad()
-        loss = objective(batch(), Progress(step=step, total_steps=2, images=0), generator(step)).loss.mean()
-        assert torch.isfinite(loss)
-        loss.backward()
+        terms = objective(batch(), progress, generator(step))
+        assert terms.loss.shape == terms.sigma.shape == (8,)
+        assert terms.estimate is not None
+        assert terms.estimate.shape == batch().images.shape
+        assert terms.estimate.requires_grad
+        assert torch.isfinite(terms.loss).all()
+        terms.loss.mean().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
         optimizer.step()
+        objective.update(progress)
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
     for key, value in teacher.network.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -144,29 +180,99 @@ def test_the_teacher_is_unchanged_and_never_owned(tiny_unet: Build, name: str):
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_is_a_function_of_the_generator_alone(tiny_unet: Build, name: str):
     model = ConsistencyModel(tiny_unet(seed=2))
-    objective = METHODS[name].build(model, teacher_of(tiny_unet(seed=1)))
+    objective = build(name, model, teacher_of(tiny_unet(seed=1)))
     first, again, other = (objective(batch(), PROGRESS, generator(seed)).loss for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-class Counted(nn.Module):
-    """Counts the evaluations of a module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.count = 0
-        module.register_forward_pre_hook(self.add)
-
-    def add(self, module: nn.Module, inputs: object) -> None:
-        self.count += 1
-
-
+@pytest.mark.parametrize("progress", BOTH_HALVES, ids=["first half", "second half"])
 @pytest.mark.parametrize("name", METHODS)
-def test_cost_is_the_evaluations_made(tiny_unet: Build, name: str):
+def test_cost_is_the_evaluations_made(tiny_unet: Build, name: str, progress: Progress):
     model, teacher = ConsistencyModel(tiny_unet(seed=2)), teacher_of(tiny_unet(seed=1))
-    of_student, of_teacher = Counted(model.network), Counted(teacher.network)
-    objective = METHODS[name].build(model, teacher)
+    objective = build(name, model, teacher)
+    images = dict.fromkeys(("student", "target", "teacher"), 0)
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        part = "teacher" if module is teacher.network else "student" if torch.is_grad_enabled() else "target"
+        images[part] += len(inputs[0])
+
+    for network in (teacher.network, *(each for each in objective.modules() if isinstance(each, UNet2DModel))):
+        network.register_forward_pre_hook(count)
+    objective(batch(), progress, generator())
+    assert images == {part: 8 * getattr(objective.cost, part) for part in images}
+
+
+@pytest.mark.parametrize(("skip", "table", "says"), [(20, False, "teacher.source"), (1000, True, "the 1000 timesteps")])
+def test_lcm_needs_a_teacher_with_the_timesteps(tiny_unet: Build, skip: int, table: bool, says: str):
+    model, teacher = ConsistencyModel(tiny_unet(seed=2)), teacher_of(tiny_unet(seed=1))
+    if not table:
+        teacher.space = replace(teacher.space, table=None)
+    with pytest.raises(UserError, match=rf"^student\.method\.(name|skip): .*{says}"):
+        LCM(skip=skip).build(model, teacher)
+
+
+def test_forward_equivalents_count_a_backward_pass_as_two_forward_passes():
+    assert Evaluations(student=1, target=1, teacher=2).forward_equivalents == 6
+    assert Evaluations(student=1, jvp=1).forward_equivalents == 5
+
+
+def test_a_target_of_decay_mu_keeps_that_share_of_itself_in_a_step(tiny_unet: Build):
+    model = ConsistencyModel(tiny_unet(seed=2)).train()
+    objective: Any = CD(target_ema=0.95).build(model, teacher_of(tiny_unet(seed=1)))
+    before = [parameter.clone() for parameter in objective.target.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    objective.update(PROGRESS)
+    for moved, old, new in zip(objective.target.parameters(), before, model.parameters(), strict=True):
+        assert not moved.requires_grad
+        torch.testing.assert_close(moved, 0.95 * old + 0.05 * new)
+
+
+def test_a_target_of_its_own_is_what_is_compared_with_and_has_the_same_mask(tiny_unet: Build):
+    model, spy = ConsistencyModel(tiny_unet(dropout=0.5)).train(), Spy()
+    objective: Any = ConsistencyObjective(
+        model,
+        pairs=fixed_pairs(0.7, 0.7),
+        bridge=data_bridge,
+        distance=spy,
+        cost=Evaluations(student=1, target=1),
+        decay=lambda progress: 0.9,
+    ).train()
     objective(batch(), PROGRESS, generator())
-    assert of_student.count == objective.cost.student + objective.cost.target == 2
-    assert of_teacher.count == objective.cost.teacher
+    assert torch.equal(spy.estimate, spy.target)  # a copy still
+    with torch.no_grad():
+        objective.target.network.conv_out.bias.add_(1)
+    objective(batch(), PROGRESS, generator())
+    shift = spy.target - spy.estimate.detach()
+    torch.testing.assert_close(shift, torch.full_like(shift, float(shift.mean())))
+    assert float(shift.mean()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["ct", "tcm"])
+def test_training_with_a_target_resumes_to_the_bit(tiny_unet: Build, tmp_path: Path, name: str):
+    """Interrupted after 4 and after 8 of 12 steps, that is in both of tcm's stages."""
+
+    def objective() -> Any:
+        torch.manual_seed(0)
+        objective = build(name, ConsistencyModel(tiny_unet(seed=2)), teacher_of(tiny_unet(seed=1)))
+        objective.after, move = lambda step: None, objective.update
+
+        def update(progress: Progress) -> None:
+            move(progress)
+            objective.after(progress.step + 1)
+
+        objective.update = update
+        return objective
+
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=generator(), dtype=torch.uint8)
+    whole, parts = (Training(tmp_path / name, checkpoint_kimg=1.0) for name in ("whole", "parts"))
+    for training in (whole, parts):
+        training.job = replace(training.job, images=images)
+    whole.run(objective())
+    for step in (4, 8):
+        parts.run(objective(), interrupted_at=step)
+    parts.run(objective())
+    assert parts.hashes(12) == whole.hashes(12)
+    assert parts.trace() == whole.trace()

@@ -1,15 +1,21 @@
 """Pairs of noise levels."""
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
-from fewstep.students.pairs import ECTPairs, KarrasPairs
+from fewstep.students.pairs import CTPairs, ECTPairs, ICTPairs, KarrasPairs, TablePairs
 from fewstep.teachers.interfaces import Progress, stratified
-from fewstep.teachers.schedule import karras_sigmas
+from fewstep.teachers.network import build_scheduler
+from fewstep.teachers.schedule import karras_sigmas, vp_table
 
 ECT = ECTPairs(sigma_min=0.002, sigma_max=80.0, doublings=6)
+CT = CTPairs(sigma_min=0.002, sigma_max=80.0, s0=2, s1=150, mu0=0.9)
+ICT = ICTPairs(sigma_min=0.002, sigma_max=80.0, s0=10, s1=1280)
+LINEAR = vp_table(build_scheduler(1000, "linear", "epsilon").alphas_cumprod)
 
 
 def progress(step: int, total: int = 700) -> Progress:
@@ -21,10 +27,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    "pairs", [ECT, KarrasPairs(sigma_min=0.002, sigma_max=80.0), KarrasPairs(sigma_min=0.01, sigma_max=14.6, num=40)]
+    "pairs",
+    [
+        *(ECT, CT, ICT, TablePairs(sigma_min=0.002, sigma_max=80.0, table=LINEAR, skip=20)),
+        *(KarrasPairs(sigma_min=0.002, sigma_max=80.0), KarrasPairs(sigma_min=0.01, sigma_max=14.6, num=40)),
+    ],
 )
 @pytest.mark.parametrize("step", [0, 350, 699])
-def test_t_is_above_r_and_r_not_below_sigma_min(pairs: ECTPairs | KarrasPairs, step: int):
+def test_t_is_above_r_and_r_not_below_sigma_min(pairs: Any, step: int):
     drawn = pairs(20_000, progress(step), generator(step))
     lowest = torch.tensor(pairs.sigma_min)
     assert (drawn.t > drawn.r).all()
@@ -88,6 +98,64 @@ def test_karras_pairs_are_neighbours_and_uniform():
     assert torch.equal(grid[index + 1], drawn.r)
     assert index.bincount(minlength=17).tolist() == [100] * 17
     assert torch.equal(drawn.weight, torch.ones(1700))
+
+
+@pytest.mark.parametrize(("k", "expected"), [(0, 2), (1, 3), (100, 16), (2500, 76), (7500, 131), (9999, 151)])
+def test_ct_s_grid_grows_as_published(k: int, expected: int):
+    """N(k) with s0 = 2, s1 = 150, K = 10,000, and mu(k) = exp(s0*ln(mu0)/N(k))."""
+    now = progress(k, 10_000)
+    assert CT.points(now) == expected
+    assert CT.decay(now) == pytest.approx(0.9 ** (2 / expected))
+    drawn = CT(4000, now, generator())
+    grid = karras_sigmas(expected, 0.002, 80.0).float()
+    assert torch.equal(drawn.t.unique(), grid[:-1].flip(0))
+    assert torch.equal(drawn.r.unique(), grid[1:].flip(0))
+
+
+def test_ct_and_ict_depend_on_the_share_of_training_alone():
+    for pairs in (CT, ICT):
+        short, long = (
+            [pairs.points(progress(step, total)) for step in range(0, total, total // 8)] for total in (80, 8000)
+        )
+        assert short == long
+
+
+def test_ict_s_grid_doubles_as_published():
+    """K = 400,000, K' = 50,000: 11, 21, ..., 1281 points (Song & Dhariwal 2023, eq. 8)."""
+    points = [ICT.points(progress(step, 400_000)) for step in range(0, 400_000, 25_000)]
+    assert points == [10 * 2**stage + 1 for stage in range(8) for _ in range(2)]
+    assert ICT.points(progress(49_999, 400_000)) == 11
+    odd = ICTPairs(sigma_min=0.002, sigma_max=80.0, s0=10, s1=100)  # 3.3 doublings: held to s1
+    assert [odd.points(progress(step, 430)) for step in (0, 100, 200, 300, 429)] == [11, 21, 41, 81, 101]
+    assert ICT.points(progress(2, 3)) == 41
+
+
+def test_ict_draws_an_interval_as_often_as_the_lognormal_falls_into_it():
+    grid = karras_sigmas(11, 0.002, 80.0)
+    upwards = grid.flip(0).tolist()
+    erf = [math.erf((math.log(sigma) + 1.1) / (math.sqrt(2) * 2.0)) for sigma in upwards]
+    expected = torch.tensor([high - low for low, high in pairwise(erf)], dtype=torch.float64).flip(0)
+    p = ICT.probabilities(grid)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(p, expected / expected.sum())
+    drawn = ICT(100_000, progress(0), generator())
+    index = (drawn.t[:, None] == grid.float()).int().argmax(dim=1)
+    assert torch.equal(grid.float()[index + 1], drawn.r)
+    torch.testing.assert_close(index.bincount(minlength=10) / 1e5, p.float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(drawn.weight, 1 / (drawn.t - drawn.r), rtol=1e-4, atol=0)
+
+
+def test_lcm_s_pairs_are_twenty_timesteps_apart_and_reach_both_ends():
+    drawn = TablePairs(sigma_min=0.002, sigma_max=80.0, table=LINEAR, skip=20)(5000, progress(0), generator())
+    inner = LINEAR[19::20]
+    grid = torch.cat([torch.tensor([0.002]), inner[inner < 80].float(), torch.tensor([80.0])])
+    assert torch.equal(drawn.t.unique(), grid[1:])
+    assert torch.equal(drawn.r.unique(), grid[:-1])
+    step = dict(zip(drawn.t.tolist(), drawn.r.tolist(), strict=True))
+    assert all(step[high] == low for low, high in pairwise(grid.tolist()))
+    assert TablePairs(
+        sigma_min=0.002, sigma_max=float(LINEAR[19]), table=LINEAR, skip=20
+    ).grid.tolist() == pytest.approx([float(LINEAR[19]), 0.002])  # an entry at an end is not there twice
 
 
 @pytest.mark.parametrize("num", [1, 2, 33, 1000])

@@ -8,7 +8,15 @@ import pytest
 
 from fewstep.eval.report.inputs import read_run
 from fewstep.eval.report.notes import caveats
-from fewstep.eval.report.plots import Point, pareto_front, quality_against_time, running_mean, training_curves
+from fewstep.eval.report.plots import (
+    Point,
+    level_profiles,
+    losses_by_level,
+    pareto_front,
+    quality_against_time,
+    running_mean,
+    training_curves,
+)
 from fewstep.eval.report.tables import duration, headline, number, spread
 
 
@@ -97,6 +105,24 @@ def test_measured_averages_have_a_panel_beside_the_loss_with_a_line_each():
     assert svg.index("2 kimg") < svg.index("10 kimg")
     assert svg.count("KID, one step") == 1
     assert svg.count("training loss (log)") == 1
+
+
+def test_losses_by_level_are_means_of_each_quarter_of_training():
+    records = [{"kimg": 2.0 * i, "loss/0.21": float(i), "loss/0.055": 1.0, "loss": 7.0} for i in range(1, 9)]
+    records[7] = records[7] | {"loss/11": 0.5}
+    found = [(sigma.tolist(), loss.tolist()) for sigma, loss in level_profiles(records)]
+    levels = [0.055, 0.21]
+    assert found[:3] == [(levels, [1.0, 1.5]), (levels, [1.0, 3.5]), (levels, [1.0, 5.5])]
+    assert found[3:] == [([*levels, 11.0], [1.0, 7.5, 0.5])]
+    assert len(level_profiles(records[:1])) == 1
+
+
+def test_losses_by_level_have_a_panel_for_each_log_that_has_them():
+    earlier, records = [{"kimg": 1.0, "loss": 0.5}], [{"kimg": 1.0, "loss": 0.5, "loss/0.21": -0.5}]
+    assert losses_by_level({"teacher": earlier}) is None
+    svg = losses_by_level({"teacher": earlier, "student": records, "student b": records})
+    assert svg is not None
+    assert [title in svg for title in ("Teacher", "Student<", "Student b<")] == [False, True, True]
 
 
 def test_running_mean_of_a_constant_is_the_constant_and_of_one_record_itself():

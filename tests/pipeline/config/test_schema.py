@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
 from fewstep.files import sha256_json
+from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.keys import config_keys, validated
 from fewstep.pipeline.config.reading import config_from_dict, load_config, preset_names
-from fewstep.pipeline.config.schema import DataConfig, EvalConfig
+from fewstep.pipeline.config.schema import DataConfig
 from fewstep.settings import in_words
 
 
@@ -121,8 +122,12 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.train.keep_checkpoints", "0", "at least 1"),
         ("student.train.log_every", "0", "at least 1"),
         ("student.training_seeds", "0", "at least 1"),
-        ("student.method", "sct", "cd, cmt, dmd, ect, scm"),
+        ("student.method", "sct", "must be one of cd, "),
         ("student.method.doublings", "31", "at most 30"),
+        ("student.method.solver", "rk4", "heun, euler"),
+        ("student.method.target_ema", "1.0", "less than 1"),
+        ("student.method.distance", "lpips", "huber, l2"),
+        ("student.method.boundary", "2", "is no setting of method cd"),
         ("student.regression_kimg", "-1", "at least 0"),
         ("student.sigma_min", "0", "greater than 0"),
         ("student.sigma_min", "80", "less than student.sigma_max"),
@@ -155,6 +160,37 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
     assert str(caught.value).startswith(f"{key}: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "says"),
+    [
+        ("ect", "target_ema", "0.9", "is no setting of method ect"),
+        ("ect", "q", "256", "with student.method.q = 256: lower one of them"),
+        ("ect", "q", "1", "greater than 1"),
+        ("ct", "s0", "200", "must be at most student.method.s1 = 150"),
+        ("ict", "s0", "1281", "must be at most student.method.s1 = 1280"),
+        ("ct", "mu0", "0", "greater than 0"),
+        ("lcm", "skip", "0", "at least 1"),
+        ("tcm", "stage_one", "1", "less than 1"),
+        ("tcm", "boundary", "40", "between student.sigma_min = 0.002 and half of student.sigma_max = 80.0"),
+        ("tcm", "boundary", "0.002", "between student.sigma_min = 0.002 and half of student.sigma_max = 80.0"),
+    ],
+)
+def test_what_makes_no_sense_with_a_method_is_refused(method, key, value, says):
+    with pytest.raises(UserError) as caught:
+        load_config("digits", {"student.method": method, f"student.method.{key}": value})
+    where = "doublings" if says.endswith("lower one of them") else key
+    assert str(caught.value).startswith(f"student.method.{where}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_levels_are_kept_from_below_the_boundary_of_tcm_alone():
+    lowest = [
+        load_config("digits", {"student.method": name}).students["student"].lowest_level for name in ("cd", "tcm")
+    ]
+    assert lowest == [0.0, 1.0]
 
 
 def test_the_weights_file_is_that_of_the_extractor():

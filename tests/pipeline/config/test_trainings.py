@@ -1,10 +1,14 @@
 """Several trainings of a student: their names, their samplers, and the preset that compares methods by them."""
 
+from typing import Any
+
 import pytest
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.reading import load_config
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.methods.cmt import CMT
+from fewstep.students.regression import TrajectoryRegression
 from fewstep.teachers.interfaces import Evaluations, Space
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import EDM
@@ -47,10 +51,13 @@ def test_the_methods_of_digits_family_cost_the_same(tiny_unet):
     config = load_config("digits-family")
     space = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0)
     teacher = Preconditioned(tiny_unet(seed=1), EDM(sigma_data=0.5), space)
-    costs = {
-        name: each.train.kimg * each.method.build(ConsistencyModel(tiny_unet()), teacher).cost.forward_equivalents
-        for name, each in config.students.items()
-    }
+    costs, trajectories = {}, config.trajectories.number * config.trajectories.steps / 1000
+    for name, each in config.students.items():
+        method: Any = each.method
+        learns_from_trajectories = isinstance(method, CMT)
+        student = ConsistencyModel(tiny_unet())
+        objective = TrajectoryRegression if learns_from_trajectories else method.build(student, teacher)
+        costs[name] = each.train.kimg * objective.cost.forward_equivalents + trajectories * learns_from_trajectories
     assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
     assert {each.training_seeds for each in config.students.values()} == {3}
     assert {name: each.method.name for name, each in config.students.items()} == {name: name for name in costs}

@@ -88,6 +88,17 @@ def test_a_range_below_every_level_keeps_the_grids_own(capsys):
     choose_four_steps(student.trials(), grid, 0.002, 0.2)
 
 
+@pytest.mark.parametrize("lowest", [1.0, 6.0, 39.9])
+def test_no_list_of_levels_that_is_tried_or_kept_goes_below_the_lowest(lowest):
+    student = Student(lambda sigmas: 1.0 if sigmas[-1] < 3 else 0.4)  # the lower the better
+    trials = student.trials()
+    grid, values = choose_two_steps(trials, *BOUNDS, lowest)
+    assert values.keys() == ({"1.0", "1.6", "2.5", "4.0"} if lowest == 1 else {str(lowest)})
+    grid, _ = choose_four_steps(trials, grid, *BOUNDS, lowest)
+    assert all(sigmas[-1] >= lowest * 0.999 for sigmas in student.asked)
+    assert all(grid.sigmas(steps, *BOUNDS)[-1] >= lowest * 0.999 for steps in (1, 2, 4, 8))
+
+
 def four(spread):
     """The two-step choice, then that of four steps: (grid before, grid after, what was tried, the student, trials)."""
     student = Student(lambda sigmas: spread(sigmas) if len(sigmas) > 2 else spread_of_two(sigmas))
