@@ -31,6 +31,8 @@ class AdversarialFinish(Objective):
     weight*softplus(-d(made)). It is fed with pixels alone: no features that a benchmark measures with.
     """
 
+    partial = True  # before the finish the discriminator has none
+
     def __init__(
         self,
         objective: Objective,

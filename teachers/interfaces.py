@@ -92,15 +92,19 @@ class LossTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """Network evaluations per training image, for the cost of an objective."""
+    """Network evaluations per training image of an average step, for the cost of an objective.
 
-    student: int
-    target: int = 0
-    teacher: int = 0
-    jvp: int = 0
+    student: with a backward pass, of the student or another network that is trained; target: of those without one;
+    jvp: with their derivative with respect to the inputs alone, in either mode.
+    """
+
+    student: float
+    target: float = 0
+    teacher: float = 0
+    jvp: float = 0
 
     @property
-    def forward_equivalents(self) -> int:
+    def forward_equivalents(self) -> float:
         """What they cost in forward passes of one network of that size.
 
         A student's evaluation counts 3: its backward pass takes twice the arithmetic of its forward pass. A
@@ -118,6 +122,8 @@ class Objective(nn.Module):
 
     cost: Evaluations
     network: nn.Module
+    partial = False
+    """Whether there are steps that leave some parameters without a gradient."""
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """The loss of one slice of the batch; every random number comes from `generator`, a CPU generator."""

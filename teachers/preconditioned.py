@@ -22,10 +22,14 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B]; not clamped."""
-        c_skip, c_out, c_in, c_noise = self.scaling(sigma)
+        c_skip, c_out, _, _ = self.scaling(sigma)
+        return per_image(c_skip) * x + per_image(c_out) * self.raw(x, sigma, condition)
+
+    def raw(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
+        """F(c_in*x, c_noise) [B,C,H,W], in the dtype of x."""
+        _, _, c_in, c_noise = self.scaling(sigma)
         labels = {} if self.space.num_classes is None else {"class_labels": condition.labels}
-        raw = self.network(per_image(c_in) * x, c_noise, **labels).sample[:, : self.space.shape[0]].float()
-        return per_image(c_skip) * x + per_image(c_out) * raw
+        return self.network(per_image(c_in) * x, c_noise, **labels).sample[:, : self.space.shape[0]].to(x.dtype)
 
     def clone(self) -> Self:
         """A copy with weights of its own."""

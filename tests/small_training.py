@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ class Denoising(Objective):
 
     def update(self, progress):
         self.after(progress.step + 1)
+
+
+class NowAndThen(Denoising):
+    """With a second network, trained at each second step alone."""
+
+    partial = True
+
+    def __init__(self, after=lambda step: None):
+        super().__init__(after)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            self.other = nn.Linear(16, 1)
+
+    def parameter_groups(self):
+        return [*super().parameter_groups(), {"params": list(self.other.parameters())}]
+
+    def forward(self, batch, progress, generator):
+        terms = super().forward(batch, progress, generator)
+        if progress.step % 2 == 0:
+            return terms
+        return replace(terms, loss=terms.loss + (self.other(batch.images.flatten(1)).squeeze(1) - 1).square())
 
 
 class Training:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
@@ -101,6 +101,7 @@ def train(
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None

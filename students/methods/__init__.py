@@ -10,10 +10,12 @@ from pydantic import Field
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ct import CT
+from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.ict import ICT
 from fewstep.students.methods.lcm import LCM
 from fewstep.students.methods.pd import PD
+from fewstep.students.methods.scm import SCM
 from fewstep.students.methods.tcm import TCM
 
-Method = Annotated[CD | CMT | CT | ECT | ICT | LCM | PD | TCM, Field(discriminator="name")]
+Method = Annotated[CD | CMT | CT | DMD | ECT | ICT | LCM | PD | SCM | TCM, Field(discriminator="name")]

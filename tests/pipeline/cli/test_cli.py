@@ -86,7 +86,7 @@ FAULTS = [
         ["run", "--student.train.learning_rate", "-1e-3"],
         "student.train.learning_rate: -0.001: must be a number",
     ),
-    (["distill", "--student.method", "x"], "student.method: 'x': must be one of cd, ect"),
+    (["distill", "--student.method", "x"], "student.method: 'x': must be one of cd, cmt"),
     (
         ["train-teacher", "--teacher.network.channels", "32,64"],
         "teacher.network.channels: '32,64': must be a list",

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.pipeline.training.checkpoint import list_checkpoints
+from small_training import Denoising, NowAndThen
 
 STEPS = 12  # of the job in small_training.py
 
@@ -26,21 +27,21 @@ def after(step):
     if accelerator.process_index == 1 and step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGTERM)
 try:
-    train(small_training.Denoising(after), training.job, accelerator)
+    train(getattr(small_training, sys.argv[3])(after), training.job, accelerator)
 except SystemExit as left:
     print(f"process {accelerator.process_index} left with {left.code}", flush=True)
     accelerator.wait_for_everyone()
 """
 
 
-def two_processes(folder, training, signalled_after=0):
+def two_processes(folder, training, signalled_after=0, objective="Denoising"):
     """Train `training` with two processes of one slice each; the second gets SIGTERM after a step, 0 for none."""
     script = folder / "two.py"
     script.write_text(textwrap.dedent(TWO))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     tests = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
-        [*launch, str(script), str(training.job.checkpoints.parent), str(signalled_after)],
+        [*launch, str(script), str(training.job.checkpoints.parent), str(signalled_after), objective],
         env={**os.environ, "PYTHONPATH": tests, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -52,11 +53,12 @@ def two_processes(folder, training, signalled_after=0):
 
 @pytest.mark.slow  # two processes of half a minute of imports between them
 @pytest.mark.timeout(600)
-def test_two_processes_equal_one_that_accumulates_two_slices(training, tmp_path):
+@pytest.mark.parametrize("objective", [Denoising, NowAndThen])
+def test_two_processes_equal_one_that_accumulates_two_slices(training, tmp_path, objective):
     one, two = training("one", slices=2), training("two", slices=2)
-    one.run()
-    two_processes(tmp_path, two)
-    mine, theirs = (load_file(run.checkpoint(STEPS) / "ema.safetensors") for run in (one, two))
+    one.run(objective())
+    two_processes(tmp_path, two, objective=objective.__name__)
+    mine, theirs = (load_file(run.checkpoint(STEPS) / "objective.safetensors") for run in (one, two))
     for name, value in mine.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-7)
     assert [record["loss"] for record in one.trace()] == pytest.approx([record["loss"] for record in two.trace()])
