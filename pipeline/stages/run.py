@@ -232,7 +232,7 @@ class Run(RunContext):
         """Make the stage in the folder `name` unless it is there, made from these inputs.
 
         `redone` says what is done where they have changed. `partly` does so where only inputs that begin with its
-        first entry have: `build` then gets the manifest of what is there. Elsewhere it gets None, after `first` has made
+        first entry have: `build` then gets the manifest of what is there, otherwise None, after `first` has made
         what it reads then. `identity`: of the checkpoints.
         """
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name

@@ -36,7 +36,7 @@ def test_every_point_is_that_of_diffusers(steps: int):
         algorithm_type="dpmsolver++",
         solver_order=2,
         solver_type="midpoint",
-        lower_order_final=True,
+        euler_at_final=True,
         prediction_type="sample",
         final_sigmas_type="sigma_min",
     )
