@@ -18,6 +18,7 @@ from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import ProgressLine, say
+from fewstep.students.convert import check_convertible
 from fewstep.students.trajectories import SHARD, Trajectories, read_trajectories, shard_path, write_record, write_shard
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.preconditioned import Preconditioned
@@ -32,9 +33,7 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
     settings, work = run.config.trajectories, run.folder / "checkpoints" / "trajectories" / identity[:16]
     sigma_min, sigma_max = ends
     teacher = load_teacher(run.folder / "teacher", run.device)
-    if sigma_max > teacher.space.sigma_max:
-        remedy = f"is above the teacher's largest noise level, {teacher.space.sigma_max:.4g}"
-        raise UserError("student.sigma_max", sigma_max, remedy)
+    check_convertible(teacher, sigma_max)  # before the work is done and not after it
     teacher.network.to(memory_format=torch.channels_last)
     sigmas = trajectory_sigmas(settings.steps, sigma_min, sigma_max)
     evaluations = settings.number * settings.steps

@@ -41,7 +41,7 @@ def terms_at(objective: Any, step: int) -> LossTerms:
     return objective(Batch(images=IMAGES), Progress(step=step, total_steps=10, images=0), generator())
 
 
-def gradients(loss: Tensor, module: nn.Module) -> list[Tensor | None]:
+def gradients(loss: Tensor, module: nn.Module) -> list[Any]:
     return list(torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True))
 
 

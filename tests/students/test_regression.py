@@ -52,17 +52,18 @@ def test_a_share_starts_at_sigma_max_and_the_rest_at_the_others_alike(share: flo
 
 def test_each_point_is_led_to_the_end_of_its_own_trajectory():
     points = torch.randn((7, 5, 1, 4, 4), generator=torch.Generator().manual_seed(1))
-    objective, seen = regression(points, LEVELS, Exact()), set()
+    network, seen = Exact(), set()
+    objective = regression(points, LEVELS, network)
     targets: list[Tensor] = []
     objective.distance = lambda a, b: targets.append(b) or squared(a, b)
     terms = terms_of(objective, 64)
-    for x, sigma, target in zip(objective.network.x, terms.sigma.tolist(), targets[0], strict=True):
+    for x, sigma, target in zip(network.x, terms.sigma.tolist(), targets[0], strict=True):
         level = torch.tensor(LEVELS).tolist().index(sigma)
         (which,) = [index for index in range(7) if torch.equal(points[index, level], x)]
         assert torch.equal(target, points[which, -1])
         seen.add(which)
     assert seen == set(range(7))
-    assert torch.equal(terms.sigma, objective.network.sigma)
+    assert torch.equal(terms.sigma, network.sigma)
     assert torch.equal(terms.loss, terms_of(objective, 64, images=1.0).loss)  # the images are not read
 
 
@@ -84,6 +85,7 @@ def test_the_exact_map_has_the_solvers_error_as_its_only_loss(gaussian: Any):
 def test_a_student_with_other_ends_is_refused(tiny_unet: Any):
     made = Trajectories([80.0, 1.0, LOW], [torch.zeros(2, 3, 1, 8, 8)])
     assert CMT().build(ConsistencyModel(tiny_unet()), made)
-    for ends in ({"sigma_max": 40.0}, {"sigma_min": 0.01}):
+    others: list[dict[str, Any]] = [{"sigma_max": 40.0}, {"sigma_min": 0.01}]
+    for ends in others:
         with pytest.raises(UserError, match=r"^student\.sigma_max, student\.sigma_min: .* go from 80 to 0\.002: give"):
             CMT().build(ConsistencyModel(tiny_unet(), **ends), made)

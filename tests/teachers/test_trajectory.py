@@ -10,6 +10,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from fewstep.teachers.interfaces import NONE, Condition, Space
+from fewstep.teachers.schedule import karras_sigmas
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
 # diffusers hands torch tensors to numpy.array, which NumPy 2 answers with a warning of its own
@@ -28,9 +29,11 @@ class Curved:
         return 0.9 * torch.tanh(x / (1 + s)) + 0.1 * torch.sin(x / (1 + s) + s.log())
 
 
-@pytest.mark.parametrize("steps", [2, 3, 16])
-def test_every_point_is_that_of_diffusers(steps: int):
-    sigmas, denoiser = trajectory_sigmas(steps, 0.002, 80.0), Curved()
+@pytest.mark.parametrize(
+    "sigmas", [*(trajectory_sigmas(steps, 0.002, 80.0) for steps in (2, 3, 16)), karras_sigmas(18, 0.002, 80.0)]
+)
+def test_every_point_is_that_of_diffusers(sigmas: Tensor):
+    denoiser, steps = Curved(), len(sigmas) - 1
     points = trajectory(denoiser, sigmas, NOISE)
     scheduler: Any = DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++",

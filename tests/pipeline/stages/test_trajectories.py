@@ -134,5 +134,6 @@ def test_those_of_a_half_finished_student_are_left_alone(run: Any, folder: Path,
 def test_a_level_above_the_teachers_is_refused(run: Any, folder: Path):
     code, text = run(student__sigma_max=30000)
     assert code == 2
-    assert "student.sigma_max: 200.0: is above the teacher's largest noise level, 157.4" in text
+    assert "student.sigma_max: 30000.0: is above the teacher's largest noise level; give at most 202" in text
+    assert "evaluations of the teacher" not in text
     assert not (folder / "trajectories").exists()
