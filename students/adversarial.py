@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
-from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.discriminator import Discriminator
+from fewstep.students.interfaces import Student
 from fewstep.teachers.interfaces import (
     Batch,
     LossTerms,
@@ -45,7 +45,7 @@ class AdversarialFinish(Objective):
         lr_scale: float,
     ) -> None:
         super().__init__()
-        assert isinstance(objective.network, ConsistencyModel)
+        assert isinstance(objective.network, Student)
         channels, size, _ = objective.network.space.shape
         self.objective, self.cost = objective, objective.cost
         with torch.random.fork_rng(devices=[]):

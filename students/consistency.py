@@ -1,20 +1,22 @@
 """The consistency function f(x, sigma) = c_skip*x + c_out*F(c_in*x, 250 ln sigma), as stock diffusers computes it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import ConsistencyModelPipeline, UNet2DModel
 from torch import Tensor
 
 from fewstep.students.grid import StepGrid
+from fewstep.students.interfaces import StockCall, Student
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space
-from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import Consistency
-from fewstep.teachers.solvers import Draw
+from fewstep.teachers.solvers import Draw, Planned
 
 
-class ConsistencyModel(Preconditioned):
+class ConsistencyModel(Student):
     """A student: maps x = x0 + sigma*eps to an estimate of x0 in one evaluation; f(x, sigma_min) = x exactly.
 
     `sigma_min` and `sigma_max` are rounded to float32: with other values the stock scheduler's last step can take the
@@ -45,6 +47,35 @@ class ConsistencyModel(Preconditioned):
         """The noise levels of a call with `steps` steps, descending from sigma_max."""
         return self.grid.sigmas(steps, self.sigma_min, self.sigma_max)
 
+    @property
+    def most_steps(self) -> int:
+        """See `Student`: those of the grid."""
+        return self.grid.num_train_timesteps - 1
+
+    def plan(self, steps: int) -> Planned:
+        """See `Student`; the schedule is `step_sigmas`."""
+        return plan_consistency(self.step_sigmas(steps))
+
+    def pipeline(self) -> ConsistencyModelPipeline:
+        """See `Student`."""
+        scheduler = self.grid.scheduler(self.sigma_min, self.sigma_max, self.scaling.sigma_data)
+        assert scheduler.config["sigma_min"] == float(np.float32(scheduler.config["sigma_min"]))
+        return ConsistencyModelPipeline(unet=self.clone().network.cpu().float().eval(), scheduler=scheduler)
+
+    def stock_calls(self) -> list[StockCall]:
+        """See `Student`: the default calls of the steps that the grid has, and those that use its chosen points."""
+        default = replace(self.grid, chosen={})
+        calls = [({"num_inference_steps": n}, n, default) for n in (1, 2, 4) if n <= self.most_steps]
+        calls += [(self.stock_call(n), n, self.grid) for n in self.grid.chosen]
+        ends = (self.sigma_min, self.sigma_max)
+        return [StockCall(call, plan_consistency(grid.sigmas(steps, *ends))) for call, steps, grid in calls]
+
+    def stock_call(self, steps: int) -> dict[str, Any]:
+        """The arguments with which the stock pipeline uses the noise levels of `step_sigmas`."""
+        if steps not in self.grid.chosen:
+            return {"num_inference_steps": steps}
+        return {"num_inference_steps": None, "timesteps": list(self.grid.chosen[steps])}
+
 
 @torch.inference_mode()
 def sample_consistency(model: Denoiser, sigmas: Sequence[float], draw: Draw, condition: Condition = NONE) -> Tensor:
@@ -58,3 +89,8 @@ def sample_consistency(model: Denoiser, sigmas: Sequence[float], draw: Draw, con
             x = x + (sigma**2 - model.space.sigma_min**2) ** 0.5 * draw()
         x = model.space.clamped(model(x, torch.full((len(x),), sigma, device=x.device), condition))
     return x
+
+
+def plan_consistency(sigmas: Sequence[float]) -> Planned:
+    """Multistep consistency sampling at given noise levels."""
+    return Planned(schedule=list(sigmas), nfe=len(sigmas), function=sample_consistency, course=sigmas)

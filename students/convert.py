@@ -70,7 +70,7 @@ def convert_teacher(
     check_convertible(teacher, sigma_max)
     assert isinstance(teacher.network, UNet2DModel)
     factor, exact = FOLDS[type(teacher.scaling)]
-    unet = _of_images_alone(teacher.network)
+    unet = of_images_alone(teacher.network)
     with torch.no_grad():
         for parameter in unet.conv_out.parameters():
             parameter.mul_(factor)
@@ -80,7 +80,7 @@ def convert_teacher(
     return model.requires_grad_(True).train(), exact
 
 
-def _of_images_alone(network: UNet2DModel) -> UNet2DModel:
+def of_images_alone(network: UNet2DModel) -> UNet2DModel:
     """A copy without the output channels of a learned variance."""
     unet, channels = copy.deepcopy(network), network.config["in_channels"]
     for parameter in unet.conv_out.parameters():

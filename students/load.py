@@ -1,15 +1,19 @@
-"""Reading a student from a stock ConsistencyModelPipeline folder."""
+"""Reading a student from the folder of a stock pipeline: `READERS` is the list of those that are students."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import CMStochasticIterativeScheduler
+from diffusers import CMStochasticIterativeScheduler, DDIMScheduler
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.ddim import OPTIONS, PREDICTIONS, DDIMStudent
 from fewstep.students.grid import StepGrid
+from fewstep.students.interfaces import Student
 from fewstep.students.record import read_chosen
 from fewstep.teachers.stock import load_scheduler, load_unet
 
@@ -30,20 +34,39 @@ def student_folder(path: Path, name: str | None = None) -> Path:
     return path / "students" / (name or found[0])
 
 
-def load_student(path: str | Path, device: str | torch.device = "cpu") -> ConsistencyModel:
-    """A consistency model from a folder that stock diffusers loads too, or of a run with one student.
+def load_student(path: str | Path, device: str | torch.device = "cpu") -> Student:
+    """A student from a folder that stock diffusers loads too, or of a run with one student.
 
     It is in evaluation mode.
 
-    Raises UserError for a folder that is no ConsistencyModelPipeline with safetensors weights,
+    Raises UserError for a folder that is no pipeline of READERS with safetensors weights, or is not as a student's,
     or whose fewstep.json is damaged.
     """
     folder = student_folder(Path(path).expanduser())
     if not (folder / "model_index.json").exists():
         raise UserError(folder, None, "is no student: it has no model_index.json; give a run's student folder")
+    kind = _kind(folder)
+    if kind is None:
+        raise UserError(folder, None, f"is no student: model_index.json names no {' or '.join(READERS)}")
+    return READERS[kind](folder).to(device).eval().requires_grad_(False)
+
+
+def is_student(folder: Path) -> bool:
+    """Whether a stock pipeline's folder is a student's; a DDIMPipeline is one by the options of its scheduler."""
+    kind, config = _kind(folder), folder / "scheduler" / "scheduler_config.json"
+    return kind == "ConsistencyModelPipeline" or (
+        kind == "DDIMPipeline" and config.is_file() and not _unlike(read_json(config, {}))
+    )
+
+
+def _kind(folder: Path) -> str | None:
+    """Which of READERS a folder's pipeline is."""
     index = read_json(folder / "model_index.json")
-    if not isinstance(index, dict) or index.get("_class_name") != "ConsistencyModelPipeline":
-        raise UserError(folder, None, "is no student: model_index.json names no ConsistencyModelPipeline")
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    return kind if isinstance(kind, str) and kind in READERS else None
+
+
+def _consistency(folder: Path) -> ConsistencyModel:
     unet = load_unet(str(folder), "student")
     config = load_scheduler(str(folder), CMStochasticIterativeScheduler, "student").config
     if not isinstance(unet.config["sample_size"], int):
@@ -61,4 +84,23 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Consis
         grid=StepGrid(num_train_timesteps=config["num_train_timesteps"], rho=config["rho"]),
     )
     model.grid = replace(model.grid, chosen=read_chosen(folder, model))
-    return model.to(device).eval().requires_grad_(False)
+    return model
+
+
+def _ddim(folder: Path) -> DDIMStudent:
+    unet = load_unet(str(folder), "student")
+    scheduler = load_scheduler(str(folder), DDIMScheduler, "student")
+    if unlike := _unlike(scheduler.config):
+        where, value = f"{folder}: scheduler_config.json: {unlike[0]}", scheduler.config[unlike[0]]
+        raise UserError(where, value, "is not that of a student: it is sampled as any pipeline is")
+    with unreadable(folder, "its schedule cannot be used"):
+        return DDIMStudent(unet, scheduler)
+
+
+def _unlike(config: Mapping[str, Any]) -> list[str]:
+    """What of a DDIMScheduler's configuration is not as a student's is."""
+    wrong = [key for key, value in OPTIONS.items() if config.get(key) != value]
+    return wrong if config.get("prediction_type") in PREDICTIONS else ["prediction_type", *wrong]
+
+
+READERS: dict[str, Callable[[Path], Student]] = {"ConsistencyModelPipeline": _consistency, "DDIMPipeline": _ddim}

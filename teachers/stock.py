@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, UNet2DModel
+from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
@@ -15,7 +15,7 @@ LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
 SIDES = range(1, 4097)  # pixels
 LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
-Scheduler = TypeVar("Scheduler", DDPMScheduler, CMStochasticIterativeScheduler)
+Scheduler = TypeVar("Scheduler", DDPMScheduler, DDIMScheduler, CMStochasticIterativeScheduler)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _SUBJECTS = """Measure models and images under one protocol: quality, and time w
 
 A SUBJECT is one of
   RUN/teacher@SOLVER:N        a DDPMPipeline folder; SOLVER is ddpm, ddim, dpmsolver++, unipc or heun
-  RUN/students/NAME@N         a ConsistencyModelPipeline folder at N steps
+  RUN/students/NAME@N         a student's folder (ConsistencyModelPipeline, DDIMPipeline) at N steps
   FOLDER@N                    any other diffusers pipeline of images, or a hub id; @unipc:N exchanges its scheduler
   FILE.onnx, FILE.pt2         a one-step generator: `noise` [B, C, H, W] to images in [-1, 1]; a .pt2 is torch.export's
   FOLDER, FILE.npz            images: of any format; uint8 [N, H, W, C]

@@ -20,6 +20,7 @@ from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
+from fewstep.students.methods.pd import PD
 from fewstep.students.methods.tcm import TCM
 
 DIGITS_SHAPE = (1, 8, 8)
@@ -90,7 +91,9 @@ class TrainConfig(Section):
         ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
     )
     decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
-    optimizer: Literal["adamw", "radam"] = Field("adamw", description="adamw, or radam (adamw, its first steps held)")
+    optimizer: Literal["adamw", "radam"] = Field(
+        default="adamw", description="adamw, or radam (adamw, its first steps held)"
+    )
     betas: tuple[Share, Share] = Field(description="betas of the optimizer")
     weight_decay: float = Field(ge=0, description="weight decay, decoupled from the gradient")
     ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
@@ -168,15 +171,15 @@ class TrajectoryConfig(Section):
 
 
 class StudentConfig(Section):
-    """A consistency model and how it is distilled."""
+    """A student and how it is distilled."""
 
     method: Method
     adversarial: Adversarial | None = Field(default=None, description="a discriminator at the end; null: none")
     training_seeds: int = no_number(
         1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
     )
-    sigma_min: Positive = Field(default=0.002, description="smallest noise level")
-    sigma_max: Positive = Field(default=80.0, description="largest noise level")
+    sigma_min: Positive = Field(default=0.002, description="smallest noise level of a consistency model")
+    sigma_max: Positive = Field(default=80.0, description="largest noise level of a consistency model")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
     regression_kimg: float = Field(20.0, ge=0, description="length of regression onto a teacher that cannot be folded")
     search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
@@ -267,6 +270,10 @@ class Config(Section):
             if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
+            for each in self._all_trainings():
+                if self.teacher.prediction == "epsilon" and isinstance(each.config.method, PD):
+                    remedy = f"must be v_prediction or sample for {each.key}.method = pd"
+                    raise UserError("teacher.prediction", "epsilon", remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))

@@ -13,17 +13,15 @@ from fewstep.files import staged_folder
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student, student_folder
 
 
-def sample(
-    student: ConsistencyModel, num: int, steps: int = 1, seed: int = 0, labels: Sequence[int] | None = None
-) -> Tensor:
+def sample(student: Student, num: int, steps: int = 1, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
     """`num` images of a student, uint8 [num, C, H, W].
 
     Image i depends on (weights, steps, seed, i) alone. `seed` is below 4096. UserError for steps that the
-    student's grid does not have, and for labels, which an unconditional student cannot use.
+    student does not have, and for labels, which an unconditional student cannot use.
     """
     if labels is not None:
         raise UserError("labels", list(labels), "this student is unconditional: leave labels out")

@@ -26,7 +26,7 @@ from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
-from fewstep.students.load import load_student
+from fewstep.students.load import is_student, load_student
 from fewstep.teachers.load import SCALING_FILE, load_teacher
 from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
@@ -108,7 +108,7 @@ def _sampler(
         if steps > len(levels(teacher.space)):
             raise UserError(text, steps, "are more steps than its schedule has")
         ours = teacher_sampler(teacher, solver, steps)
-    elif kind == "ConsistencyModelPipeline" and solver is None:
+    elif solver is None and stock and is_student(path):
         ours = student_sampler(load_student(path, device), steps or 1)
     if ours is not None:
         prepare_to_sample(ours.networks[0])

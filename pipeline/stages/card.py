@@ -7,20 +7,21 @@ import torch
 
 from fewstep import __version__
 from fewstep.pipeline.config.schema import Config, Training
+from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.save import stock_call
+from fewstep.students.interfaces import Student
 
 _CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags:
-- consistency-model
+- {tag}
 - fewstep
 ---
 
 # {name}: a one-step generator
 
-A consistency model distilled from a DDPM teacher with fewstep {version} ({method}, {kimg:g} kimg at batch {batch}).
+A {kind} distilled from a DDPM teacher with fewstep {version} ({method}, {kimg:g} kimg at batch {batch}).
 It makes {size} images in one or a few network evaluations.
 
 ```python
@@ -30,40 +31,38 @@ pipeline = DiffusionPipeline.from_pretrained("{name}")      # this folder
 images = pipeline(batch_size=16, num_inference_steps=1).images
 ```
 
-| steps | noise levels |
-|---:|:---|
 {steps}
+{averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
+
+- {levels}; {parameters:,} parameters
+- data: `{source}`, split `{split}`; seed {seed}{again}
+- made with torch {torch}, diffusers {diffusers}
+"""
+_CONSISTENCY = """| steps | noise levels |
+|---:|:---|
+{rows}
 
 {called}
 The two-step noise level was chosen from {searched}, by KID of {images} images of a seed block that no result uses,
 against {real:,} real images that no result is measured against. The search made {made:,} images by
-{evaluations:,} network evaluations, in {seconds:.0f} s.
-{averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
+{evaluations:,} network evaluations, in {seconds:.0f} s."""
+_DDIM = """| steps | timesteps |
+|---:|:---|
+{rows}
 
-- sigma_min {sigma_min:g}, sigma_max {sigma_max:g}, sigma_data {sigma_data:g}; {parameters:,} parameters
-- data: `{source}`, split `{split}`; seed {seed}{again}
-- made with torch {torch}, diffusers {diffusers}
-"""
+Give `num_inference_steps`: the pipeline's own default is 50. The timesteps are DDIM's trailing ones, on which the
+student was trained: none were searched for."""
 _WORDS = {4: "four", 8: "eight"}
 
 
-def model_card(config: Config, training: Training, model: ConsistencyModel, facts: dict[str, Any]) -> str:
+def model_card(config: Config, training: Training, model: Student, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
     settings = training.config
     channels, height, width = model.space.shape
-    count = model.grid.num_train_timesteps
-    steps = [n for n in (1, 2, 4, 8) if n < count]
-    calls = {n: ", ".join(f"{key}={value}" for key, value in stock_call(model, n).items()) for n in steps}
-    called = [
-        f"The levels of {_WORDS[n]} steps are those of `pipeline(batch_size=16, {call})`.\n"
-        for n, call in calls.items()
-        if n == 4 or n in model.grid.chosen
-    ]
-    search = facts["search"]
+    tag, kind, steps, levels = _of_kind(model, facts)
     quality = facts.get("quality", {"halflives": {}, "chosen": ""})
     values = ", ".join(f"{value:.4g} at {name} kimg" for name, value in quality["halflives"].items())
     averages = f"Its weights are the average of half-life {quality['chosen']} kimg, chosen by KID too ({values}).\n"
-    rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
     return _CARD.format(
         name=config.name if training.name == "student" else f"{config.name}-{training.name}",
         version=__version__,
@@ -71,20 +70,13 @@ def model_card(config: Config, training: Training, model: ConsistencyModel, fact
         kimg=settings.train.kimg,
         batch=settings.train.batch_size,
         size=f"{width}x{height} {'grey' if channels == 1 else 'RGB'}",
-        steps="\n".join(rows),
-        called="".join(called),
-        searched=", ".join(search["two_steps"]),
-        images=search["images"],
-        real=search["real"]["count"],
-        made=search["cost"]["images"],
-        evaluations=search["cost"]["evaluations"],
-        seconds=search["cost"]["seconds"],
+        tag=tag,
+        kind=kind,
+        steps=steps,
+        levels=levels,
         averages=averages if len(quality["halflives"]) > 1 else "",
         checked=", ".join(facts["round_trip"]),
         round_trip=max(facts["round_trip"].values()),
-        sigma_min=model.sigma_min,
-        sigma_max=model.sigma_max,
-        sigma_data=model.scaling.sigma_data,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=config.data.source,
         split=config.data.split,
@@ -93,3 +85,31 @@ def model_card(config: Config, training: Training, model: ConsistencyModel, fact
         torch=torch.__version__,
         diffusers=diffusers.__version__,
     )
+
+
+def _of_kind(model: Student, facts: dict[str, Any]) -> tuple[str, str, str, str]:
+    """By the kind of student: the hub's tag, its name, the table of its steps with what it says of them, its range."""
+    if not isinstance(model, ConsistencyModel):
+        rows = [f"| {steps} | {', '.join(map(str, times))} |" for steps, times in facts["timesteps"].items()]
+        levels = f"sigma {model.space.sigma_min:.4g} to {model.space.sigma_max:.4g}, {model.scaling.name}"
+        return "ddim", "DDIM student", _DDIM.format(rows="\n".join(rows)), levels
+    search, steps = facts["search"], [n for n in STEPS if n <= model.most_steps]
+    rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
+    calls = {n: ", ".join(f"{key}={value}" for key, value in model.stock_call(n).items()) for n in steps}
+    called = [
+        f"The levels of {_WORDS[n]} steps are those of `pipeline(batch_size=16, {call})`.\n"
+        for n, call in calls.items()
+        if n == 4 or n in model.grid.chosen
+    ]
+    text = _CONSISTENCY.format(
+        rows="\n".join(rows),
+        called="".join(called),
+        searched=", ".join(search["two_steps"]),
+        images=search["images"],
+        real=search["real"]["count"],
+        made=search["cost"]["images"],
+        evaluations=search["cost"]["evaluations"],
+        seconds=search["cost"]["seconds"],
+    )
+    levels = f"sigma_min {model.sigma_min:g}, sigma_max {model.sigma_max:g}, sigma_data {model.scaling.sigma_data:g}"
+    return "consistency-model", "consistency model", text, levels

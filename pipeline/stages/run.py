@@ -33,6 +33,7 @@ from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 from fewstep.students.methods.cmt import CMT
+from fewstep.students.methods.pd import PD
 
 Build = Callable[[Path, dict[str, Any] | None], dict[str, Any] | None]
 STAGES = ("teacher", "student", "evaluate", "report")
@@ -136,6 +137,8 @@ class Run(RunContext):
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
+            elif isinstance(config.method, PD):  # whose noise levels are given
+                search = {}
             inputs = {"weights": weights, "search": search}
             if isinstance(config.method, CMT):
                 changed = changed_inputs(self.folder / "students" / name, self.title(name), inputs)

@@ -16,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_json, sealed, sha256_file, sha256_json, unsealed, write_json
 from fewstep.pipeline.config.schema import Training
 from fewstep.pipeline.data.choice import choice_images
+from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.checkpoint import list_checkpoints
@@ -23,18 +24,21 @@ from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import Regression, conversion_error, convert_teacher, judged_sigmas, trusted_range
+from fewstep.students.ddim import DDIMStudent, ddim_student
+from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student
 from fewstep.students.methods.cmt import CMT
+from fewstep.students.methods.pd import PD
 from fewstep.students.save import save_student
 from fewstep.students.trajectories import read_trajectories
-from fewstep.teachers.load import load_teacher
+from fewstep.teachers.load import load_teacher, read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
 
 def make_student(
     run: RunContext, training: Training, stage: Path, inputs: dict[str, Any], kept: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Fill `stage` with a stock ConsistencyModelPipeline folder of the averaged weights and its model card.
+    """Fill `stage` with the folder of a stock pipeline of the averaged weights and its model card.
 
     `kept`: the manifest of the student that is there, where its weights are to be kept and the levels searched again.
     """
@@ -44,25 +48,30 @@ def make_student(
     else:
         average = load_student(run.folder / "students" / training.name, run.device)
         facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
-    from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
-
-    average.grid, search = search_levels(run, training.config, average, real)
+    facts |= _noise_levels(run, training, average, real)
     round_trip = save_student(average, stage)
     checked = ", ".join(str(steps) for steps in round_trip)
     say(f"  stock diffusers gives the same images to {max(round_trip.values()):.1e} at {checked} steps")
-    facts |= {
-        "search": search,
-        "round_trip": {str(steps): difference for steps, difference in round_trip.items()},
-    }
+    facts["round_trip"] = {str(steps): difference for steps, difference in round_trip.items()}
     if kept is not None:
         facts["seconds"] = kept["seconds"]  # of the distillation, beside which the search is short
     (stage / "README.md").write_text(model_card(run.config, training, average, facts), encoding="utf-8")
     return facts
 
 
-def _distil(
-    run: RunContext, training: Training, identity: str, real: Tensor
-) -> tuple[ConsistencyModel, dict[str, Any]]:
+def _noise_levels(run: RunContext, training: Training, model: Student, real: Tensor) -> dict[str, Any]:
+    """Choose the noise levels of a consistency model; what the manifest keeps of how they came about."""
+    if isinstance(model, DDIMStudent):
+        steps = [steps for steps in STEPS if steps <= model.most_steps]
+        return {"search": None, "timesteps": {str(each): model.timesteps(each) for each in steps}}
+    assert isinstance(model, ConsistencyModel)
+    from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
+
+    model.grid, search = search_levels(run, training.config, model, real)
+    return {"search": search}
+
+
+def _distil(run: RunContext, training: Training, identity: str, real: Tensor) -> tuple[Student, dict[str, Any]]:
     """The averaged student after training, and what the manifest keeps of it; `identity` is its checkpoints'.
 
     Of several averages it is the one with the best images, judged by the `real` ones of choices.
@@ -72,11 +81,15 @@ def _distil(
     before = sha256_file(weights)
     teacher = load_teacher(folder, run.device)
     teacher.network.to(memory_format=torch.channels_last)
-    model, conversion = _convert(run, training, teacher, identity)
-    if isinstance(config.method, CMT):
-        objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
-    else:
+    if isinstance(config.method, PD):
+        model, conversion = ddim_student(teacher, read_teacher(folder)[1]), {}
         objective = config.method.build(model, teacher)
+    else:
+        model, conversion = _convert(run, training, teacher, identity)
+        if isinstance(config.method, CMT):
+            objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
+        else:
+            objective = config.method.build(model, teacher)
     if config.adversarial is not None:
         objective = config.adversarial.build(objective)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
@@ -93,7 +106,7 @@ def _distil(
     average = next(iter(averages.values()))
     if quality is not None:
         average, facts["quality"] = quality.best(averages)
-    assert isinstance(average, ConsistencyModel)
+    assert isinstance(average, Student)
     assert sha256_file(weights) == before, "the teacher's weights changed on disk"
     return average, facts
 

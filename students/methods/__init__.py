@@ -14,7 +14,8 @@ from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.ict import ICT
 from fewstep.students.methods.lcm import LCM
+from fewstep.students.methods.pd import PD
 from fewstep.students.methods.scm import SCM
 from fewstep.students.methods.tcm import TCM
 
-Method = Annotated[CD | CMT | CT | DMD | ECT | ICT | LCM | SCM | TCM, Field(discriminator="name")]
+Method = Annotated[CD | CMT | CT | DMD | ECT | ICT | LCM | PD | SCM | TCM, Field(discriminator="name")]

@@ -14,7 +14,7 @@ from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import solve_grid
 from fewstep.students.load import load_student
 from fewstep.students.record import RECORD
-from fewstep.students.save import round_trip, save_student, stock_call
+from fewstep.students.save import round_trip, save_student
 
 POINTS = [70, 64, 40, 0]
 
@@ -27,15 +27,16 @@ def original(tiny_unet: Callable[..., UNet2DModel]) -> ConsistencyModel:
 def test_chosen_levels_come_back_and_the_stock_call_of_the_card_uses_them(original: ConsistencyModel, tmp_path: Path):
     assert max(save_student(original, tmp_path).values()) < 1e-5
     model = load_student(tmp_path)
+    assert isinstance(model, ConsistencyModel)
     assert model.grid == original.grid
     assert model.step_sigmas(4) == original.step_sigmas(4)
     assert model.step_sigmas(4)[2] == model.step_sigmas(2)[1] == pytest.approx(0.65, rel=1e-4)
     record = json.loads((tmp_path / RECORD).read_text())
     assert record["timesteps"] == {"4": POINTS}
     assert record["levels"] == {str(steps): model.step_sigmas(steps) for steps in (1, 2, 4, 8)}
-    assert stock_call(model, 2) == {"num_inference_steps": 2}
+    assert model.stock_call(2) == {"num_inference_steps": 2}
     pipeline = ConsistencyModelPipeline.from_pretrained(str(tmp_path))
-    pipeline(**stock_call(model, 4), output_type="np")
+    pipeline(**model.stock_call(4), output_type="np")
     assert pipeline.scheduler.sigmas[:-1].tolist() == model.step_sigmas(4)
 
 
@@ -44,7 +45,7 @@ def test_the_round_trip_checks_the_call_with_chosen_levels(
 ):
     save_student(original, tmp_path)
     other = {"num_inference_steps": None, "timesteps": [100, 64, 40, 0]}
-    monkeypatch.setattr("fewstep.students.save.stock_call", lambda model, steps: other)
+    monkeypatch.setattr(ConsistencyModel, "stock_call", lambda model, steps: other)
     with pytest.raises(ValueError, match="at 4 steps"):
         round_trip(original, tmp_path)
 

@@ -68,6 +68,7 @@ def test_a_difference_is_an_error(saved: Path, tiny_unet: Build):
 
 def test_loading_gives_the_same_student(saved: Path, original: ConsistencyModel):
     model = load_student(saved)
+    assert isinstance(model, ConsistencyModel)
     assert (model.sigma_min, model.sigma_max) == (original.sigma_min, original.sigma_max)
     assert (model.scaling, model.space, model.grid) == (original.scaling, original.space, original.grid)
     assert model.step_sigmas(2)[1] == pytest.approx(0.65, rel=1e-4)

@@ -8,12 +8,14 @@ from diffusers import ConsistencyModelPipeline
 import fewstep
 from fewstep.pipeline.config.reading import config_from_dict
 from fewstep.pipeline.stages.card import model_card
+from fewstep.students.consistency import ConsistencyModel
 
 
 def test_the_card_is_that_of_the_student_beside_it(tiny_run):
     folder = tiny_run / "students" / "student"
     card, manifest = (folder / "README.md").read_text(), json.loads((folder / "manifest.json").read_text())
     model = fewstep.load_student(folder)
+    assert isinstance(model, ConsistencyModel)
     config = config_from_dict(json.loads((tiny_run / "config.json").read_text()))
     assert model_card(config, config.trainings["student"], model, manifest) == card
     assert card.startswith("---\nlibrary_name: diffusers\n")

@@ -23,8 +23,7 @@ from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.stages.quality import Quality
 from fewstep.pipeline.stages.search import SEARCH_SEED
 from fewstep.pipeline.training.loop import train
-from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.grid import StepGrid
+from fewstep.students.consistency import ConsistencyModel, plan_consistency
 from fewstep.students.methods.ect import ECT
 from fewstep.teachers.interfaces import NONE, Space
 
@@ -41,14 +40,14 @@ def digits():
 class Noisy(nn.Module):
     """A made-up student: real digits, and a share of the noise that it gets."""
 
-    space, grid, device = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0), StepGrid(), torch.device("cpu")
+    space, most_steps, device = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0), 8, torch.device("cpu")
 
     def __init__(self, images, share):
         super().__init__()
         self.images, self.share = images.float() / 127.5 - 1, share
 
-    def step_sigmas(self, steps):
-        return [80.0] * steps
+    def plan(self, steps):
+        return plan_consistency([80.0] * steps)
 
     def forward(self, x, sigma, condition=NONE):
         return self.images[: len(x)] + self.share * x / 80

@@ -50,7 +50,7 @@ def test_keys_are_the_middles_of_the_bins():
 
 @pytest.mark.parametrize("slices", [1, 4])
 def test_a_record_holds_the_mean_loss_of_each_level_since_the_one_before(training, spread, slices):
-    run, objective = training(log_every=5, slices=slices), spread()
+    run, objective, expected = training(log_every=5, slices=slices), spread(), {}
     run.run(objective)
     for record, steps in zip(run.trace(), (range(5), range(5, 10), range(10, 12)), strict=True):
         losses = [
