@@ -93,7 +93,7 @@ def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, 
     in full for each training. average: the half-life, as the log names it, of the average that was saved.
     """
     cost, trajectories = manifest.get("cost") or {}, 0
-    if (made := manifest["inputs"].get("weights", manifest["inputs"]).get("trajectories")) is not None:
+    if (made := manifest.get("inputs", {}).get("weights", {}).get("trajectories")) is not None:
         trajectories = made["trajectories"]["number"] * made["trajectories"]["steps"]
     each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
