@@ -6,22 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.students.discriminator import Discriminator
+from fewstep.students.frozen import frozen_call
 from fewstep.students.interfaces import Student
-from fewstep.teachers.interfaces import (
-    Batch,
-    LossTerms,
-    Objective,
-    Progress,
-    moved,
-    per_image,
-    randn,
-    stratified,
-)
+from fewstep.teachers.interfaces import Batch, LossTerms, Objective, Progress, moved, per_image, randn, stratified
 
 
 class AdversarialFinish(Objective):
@@ -85,7 +76,7 @@ class AdversarialFinish(Objective):
         assert terms.estimate is not None
         real, sigma_real = self._noised(batch.images, generator)
         made, sigma_made = self._noised(terms.estimate, generator)
-        fooled = softplus(-self._frozen(made, sigma_made))
+        fooled = softplus(-frozen_call(self.discriminator, made, sigma_made))
         told, penalty = self.discriminator_loss(real, sigma_real, made.detach(), sigma_made)
         return LossTerms(
             loss=terms.loss + self.weight * fooled + told + self.penalty * penalty,
@@ -108,11 +99,6 @@ class AdversarialFinish(Objective):
         (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         told = softplus(-logits) + softplus(self.discriminator(made, sigma_made))
         return told, gradient.square().flatten(1).sum(1)
-
-    def _frozen(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The discriminator's logits, without a gradient of its parameters."""
-        parameters = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        return functional_call(self.discriminator, parameters, (x, sigma))
 
     def _noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images at random noise levels, and these [B]."""

@@ -24,7 +24,7 @@ class Discriminator(nn.Module):
         self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.levels = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, sum(widths[1:])))
         self.widths = widths[1:]
-        side = math.ceil(size / 2**halvings)
+        side = size // 2**halvings  # a convolution rounds the half of an odd side down
         self.logit = nn.Linear(widths[-1] * side**2, 1)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class TrajectoryRegression(Objective):
     """loss = distance(f(x_i, s_i), x_L), i < L, on trajectories x_0..x_L of the teacher (Hu 2026).
 
     A share `at_sigma_max` of each batch starts at i = 0, where one step does; the rest is spread over the others. The
-    map that is learned is deterministic, so the regression has no blur of its own. Images of the data are not used.
+    map that is learned is deterministic, so the regression has no blur of its own. Of a batch its size alone is read.
     """
 
     cost = Evaluations(student=1)
@@ -38,5 +38,5 @@ class TrajectoryRegression(Objective):
         level = (1 + (others * (levels - 1)).floor().long()).clamp(0, levels - 1)
         start, end = (moved(points, device) for points in self.trajectories.take(index, level))
         sigma = moved(torch.tensor(self.trajectories.sigmas)[level], device)
-        estimate = self.network(start, sigma, batch.condition)
+        estimate = self.network(start, sigma)
         return LossTerms(loss=self.distance(estimate, end), sigma=sigma, estimate=estimate)

@@ -37,10 +37,9 @@ class Trajectories:
         start, end = torch.stack(pairs).float().unbind(1)
         return start, end
 
-    def ends(self, start: int, stop: int) -> Tensor:
-        """The images at the ends of trajectories start..stop-1, float32 [stop - start, C, H, W]."""
-        last = torch.full((stop - start,), len(self.sigmas) - 1)
-        return self.take(torch.arange(start, stop), last)[1]
+    def ends(self, number: int) -> Tensor:
+        """The images at the ends of the first `number` trajectories, float32 [number, C, H, W]."""
+        return torch.cat([shard[:, -1] for shard in self.shards[: -(-number // SHARD)]])[:number].float()
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -94,7 +94,7 @@ def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, 
     """
     cost, trajectories = manifest.get("cost") or {}, 0
     if (made := manifest.get("inputs", {}).get("weights", {}).get("trajectories")) is not None:
-        trajectories = made["trajectories"]["number"] * made["trajectories"]["steps"]
+        trajectories = made["number"] * made["steps"]
     each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
     return {

@@ -20,6 +20,7 @@ from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.pd import PD
 from fewstep.students.methods.tcm import TCM
 
@@ -251,15 +252,12 @@ class Config(Section):
             if each.number > 1 and each.name in self.students:
                 remedy = f"is what training {each.number} of {each.student} is called: give another name"
                 raise UserError("students", each.name, remedy)
-        ends = {
-            name: (each.sigma_min, each.sigma_max) for name, each in self.students.items() if each.method.name == "cmt"
-        }
-        for name, (low, high) in ends.items():
-            if (low, high) != (first := next(iter(ends.values()))):
-                remedy = (
-                    f"{next(iter(ends))} has {first[0]:g} and {first[1]:g}, and both learn from the same trajectories"
-                )
-                raise UserError(f"students.{name}.sigma_min, sigma_max", (low, high), remedy)
+        cmt = [name for name, each in self.students.items() if isinstance(each.method, CMT)]
+        for name in cmt[1:]:
+            ends, first = ((each.sigma_min, each.sigma_max) for each in (self.students[name], self.students[cmt[0]]))
+            if ends != first:
+                remedy = f"{cmt[0]} has {first[0]:g} and {first[1]:g}, and both learn from the same trajectories"
+                raise UserError(f"students.{name}.sigma_min, sigma_max", ends, remedy)
         for name in self.eval.samplers:
             if (subject := parse_own(name).subject) not in ("teacher", "student", *self.students):
                 remedy = f"no student is called {subject}: give one of {', '.join(self.students)}, or student for all"

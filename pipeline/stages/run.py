@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +134,13 @@ class Run(RunContext):
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
             if isinstance(config.method, CMT):
-                weights |= {"trajectories": self._trajectory_inputs(config)}
+                weights |= {"trajectories": self.config.trajectories.numbers()}
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
             elif isinstance(config.method, PD):  # whose noise levels are given
                 search = {}
             inputs = {"weights": weights, "search": search}
-            if isinstance(config.method, CMT):
-                changed = changed_inputs(self.folder / "students" / name, self.title(name), inputs)
-                if changed is None or not all(each.startswith("search.") for each in changed):
-                    self._trajectories(config)
             self._stage(
                 f"students/{name}",
                 self.title(name),
@@ -152,16 +149,15 @@ class Run(RunContext):
                 sha256_json(weights),
                 "distilled again from the start",
                 ("search.", "its noise levels searched again"),
+                partial(self._trajectories, config) if isinstance(config.method, CMT) else None,
             )
-
-    def _trajectory_inputs(self, config: StudentConfig) -> dict[str, Any]:
-        ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-        return {"trajectories": self.config.trajectories.numbers()} | ends | {"seed": self.config.seed}
 
     def _trajectories(self, config: StudentConfig) -> None:
         """Make trajectories/ of the teacher, which students that are made already do without."""
-        inputs = self._trajectory_inputs(config) | {"teacher": model_hash(self.folder / "teacher")}
-        own, ends = sha256_json(inputs), (config.sigma_min, config.sigma_max)
+        ends = (config.sigma_min, config.sigma_max)
+        inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
+        inputs |= {"seed": self.config.seed, "teacher": model_hash(self.folder / "teacher")}
+        own = sha256_json(inputs)
         build: Build = lambda stage, _: make_trajectories(self, stage, own, ends)  # noqa: E731
         self._stage("trajectories", "trajectories", inputs, build, own, "made again")
 
@@ -231,11 +227,13 @@ class Run(RunContext):
         identity: str,
         redone: str,
         partly: tuple[str, str] = ("no part", ""),
+        first: Callable[[], None] | None = None,
     ) -> None:
         """Make the stage in the folder `name` unless it is there, made from these inputs.
 
         `redone` says what is done where they have changed. `partly` does so where only inputs that begin with its
-        first entry have: `build` then gets the manifest of what is there, else None. `identity`: of the checkpoints.
+        first entry have: `build` then gets the manifest of what is there, otherwise None, after `first` has made
+        what it reads then. `identity`: of the checkpoints.
         """
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
         changed, kept = changed_inputs(folder, title, inputs), None
@@ -251,6 +249,8 @@ class Run(RunContext):
                 shown = [*list(changed.values())[:3], *[f"{len(changed) - 3} more"] * (len(changed) > 3)]
                 say(f"{title}: {', '.join(shown)}: {redone} (took {manifest.get('seconds', 0):.0f} s)")
             latest_checkpoint(checkpoints, identity, lambda text: None)  # refuse before writing anything
+            if first is not None and kept is None:
+                first()
             self.write_config()
             facts = {
                 "config_hash": sha256_json(self.config.to_dict()),

@@ -1,6 +1,7 @@
 """The trajectories stage: points of the teacher's own trajectories, made once for all students that learn from them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.images import TensorImages, to_uint8
 from fewstep.eval.quality.metrics import frechet_distance, statistics
 from fewstep.eval.quality.references import extract
-from fewstep.files import read_json, sealed, sha256_file, unsealed, write_json
+from fewstep.files import read_json, sha256_file, write_json
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import ProgressLine, say
 from fewstep.students.trajectories import SHARD, Trajectories, read_trajectories, shard_path, write_record, write_shard
 from fewstep.teachers.load import load_teacher
+from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
 
 def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[float, float]) -> dict[str, Any]:
-    """Fill `stage` with the trajectories of the teacher from sigma_max to sigma_min, `ends` of them reversed.
+    """Fill `stage` with the trajectories of the teacher between `ends`, which are (sigma_min, sigma_max).
 
     They are made shard by shard in the folder of checkpoints, where an interruption leaves those that are whole.
     """
@@ -43,34 +45,34 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
             count = min(SHARD, settings.number - start)
             path = shard_path(work, number)
             if not _is_whole(path):
-                noise = torch.randn(
-                    (count, *teacher.space.shape), generator=keyed_generator(run.config.seed, "trajectories", number)
-                )
-                parts = [
-                    trajectory(teacher, sigmas, part.to(run.device)).cpu()
-                    for part in noise.split(run.config.eval.batch_size)
-                ]
-                points = torch.cat(parts).to(getattr(torch, settings.dtype))
-                if not bool(points.isfinite().all()):
-                    remedy = f"a trajectory of it is not finite as {settings.dtype}"
-                    raise UserError(run.folder / "teacher", None, remedy)
-                write_shard(path, points)
-                write_json(path.with_suffix(".json"), sealed({"sha256": sha256_file(path)}))
+                write_shard(path, _points(run, teacher, sigmas, number, count))
+                write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
             line.update(start + count, f"{start + count:,}")
-    for path in sorted(work.glob("*.safetensors")):
+    write_record(work, settings.number, sigmas.float().tolist())
+    facts = {"evaluations": evaluations} | _end_distance(run, read_trajectories(work))
+    for path in work.glob("*.safetensors"):  # last: what was moved does not survive an interruption
         os.replace(path, stage / path.name)
     write_record(stage, settings.number, sigmas.float().tolist())
-    distance = _end_distance(run, read_trajectories(stage))
-    return {"evaluations": evaluations} | distance
+    return facts
+
+
+def _points(run: RunContext, teacher: Preconditioned, sigmas: Tensor, number: int, count: int) -> Tensor:
+    """The `count` trajectories of shard `number`, [count, len(sigmas), C, H, W] as they are kept."""
+    generator, dtype = keyed_generator(run.config.seed, "trajectories", number), run.config.trajectories.dtype
+    noise = torch.randn((count, *teacher.space.shape), generator=generator)
+    parts = noise.split(run.config.eval.batch_size)
+    points = torch.cat([trajectory(teacher, sigmas, part.to(run.device)).cpu() for part in parts])
+    points = points.to(getattr(torch, dtype))
+    if not bool(points.isfinite().all()):
+        raise UserError(run.folder / "teacher", None, f"a trajectory of it is not finite as {dtype}")
+    return points
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a shard stands as it was written."""
-    record = path.with_suffix(".json")
-    if not (path.exists() and record.exists()):
-        return False
-    kept = unsealed(read_json(record, {"sha256": str}))
-    return kept is not None and kept["sha256"] == sha256_file(path)
+    with suppress(UserError, FileNotFoundError):  # its record is missing or damaged, or the shard was moved
+        return read_json(path.with_suffix(".json"), {"sha256": str})["sha256"] == sha256_file(path)
+    return False
 
 
 def _end_distance(run: RunContext, made: Trajectories) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def _end_distance(run: RunContext, made: Trajectories) -> dict[str, Any]:
     extractor = load_extractor(config.extractor, config.weights, run.device)
     if min(count, len(real)) <= extractor.dim:
         return {}
-    images: list[Tensor] = [to_uint8(made.ends(0, count)), real]
-    pair = [statistics(extract(extractor, TensorImages(each), "ends of trajectories")) for each in images]
+    images = {"ends of trajectories": to_uint8(made.ends(count)), "real images": real}
+    pair = [statistics(extract(extractor, TensorImages(each), title)) for title, each in images.items()]
     distance = frechet_distance(*pair)
     say(f"  FD ({config.extractor}) of {count:,} ends against {len(real):,} real images: {distance:.4g}")
     return {"fd": distance, "fd_images": count}

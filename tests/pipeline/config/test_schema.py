@@ -124,6 +124,9 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.training_seeds", "0", "at least 1"),
         ("student.method", "sct", "must be one of cd, "),
         ("student.method.at_sigma_max", "1", "less than 1"),
+        ("trajectories.steps", "1", "at least 2"),
+        ("student.adversarial.weight", "0", "greater than 0"),
+        ("student.adversarial.sigma_min", "0.2", "less than student.adversarial.sigma_max = 0.2"),
         ("student.regression_kimg", "-1", "at least 0"),
         ("student.sigma_min", "0", "greater than 0"),
         ("student.sigma_min", "80", "less than student.sigma_max"),
@@ -173,6 +176,7 @@ def test_a_value_out_of_range_is_refused_by_its_dotted_key(key, value, says):
         ("ict", "s0", "1281", "must be at most student.method.s1 = 1280"),
         ("ct", "mu0", "0", "greater than 0"),
         ("lcm", "skip", "0", "at least 1"),
+        ("cmt", "at_sigma_max", "1", "less than 1"),
         ("tcm", "stage_one", "1", "less than 1"),
         ("tcm", "boundary", "40", "between student.sigma_min = 0.002 and half of student.sigma_max = 80.0"),
         ("tcm", "boundary", "0.002", "between student.sigma_min = 0.002 and half of student.sigma_max = 80.0"),
@@ -185,6 +189,13 @@ def test_what_makes_no_sense_with_a_method_is_refused(method, key, value, says):
     assert str(caught.value).startswith(f"student.method.{where}: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_students_of_the_same_trajectories_have_the_same_ends():
+    two = {f"students.{name}.method": method for name, method in (("a", "cmt"), ("b", "ect"), ("c", "cmt"))}
+    assert load_config("digits", two | {"students.b.sigma_max": "40"})
+    with pytest.raises(UserError, match=r"^students\.c\.sigma_min, sigma_max: \(0\.002, 40\.0\): a has 0\.002 and 80"):
+        load_config("digits", two | {"students.c.sigma_max": "40"})
 
 
 def test_levels_are_kept_from_below_the_boundary_of_tcm_alone():
