@@ -12,7 +12,7 @@ from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ect import ECT
 
 TWO = """preset: digits
-student: {method: {doublings: 3}, train.kimg: 50}
+student: {method: {name: cd, doublings: 3}, train.kimg: 50}
 students:
   cd:
   ect: {method: ect, sigma_max: 60.0}
