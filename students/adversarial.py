@@ -1,11 +1,13 @@
 """An adversarial finish: in the last part of training the student's images also have to look real."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.students.discriminator import Discriminator
 from fewstep.students.frozen import frozen_call
@@ -38,12 +40,15 @@ class AdversarialFinish(Objective):
         super().__init__()
         assert isinstance(objective.network, Student)
         channels, size, _ = objective.network.space.shape
-        self.objective, self.cost = objective, objective.cost
+        self.objective = objective
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.discriminator = Discriminator(channels, size, width)
+            self.discriminator = Discriminator(channels, size, width).to(objective.network.device)
         self.weight, self.share, self.penalty, self.lr_scale = weight, share, penalty, lr_scale
         self.sigmas = sigmas
+        size_of = {module: _flops(module, objective.network) for module in (self.discriminator, objective.network)}
+        passes = 12 * share * size_of[self.discriminator] / size_of[objective.network]  # R1's derivatives take seven
+        self.cost = replace(objective.cost, smaller=objective.cost.smaller + passes)
 
     @property
     def network(self) -> nn.Module:  # type: ignore[override]
@@ -101,3 +106,12 @@ class AdversarialFinish(Objective):
         levels = (low + (high - low) * stratified(len(images), generator)).exp().float()
         sigma = moved(levels, images.device)
         return images + per_image(sigma) * randn(tuple(images.shape), generator, images.device), sigma
+
+
+@torch.no_grad()
+def _flops(network: nn.Module, student: Student) -> int:
+    """Operations of a forward pass of one image, on the student's device."""
+    x = torch.zeros((1, *student.space.shape), device=student.device)
+    with FlopCounterMode(display=False) as counter:
+        network(x, torch.ones(1, device=student.device))
+    return counter.get_total_flops()

@@ -95,13 +95,15 @@ class Evaluations:
     """Network evaluations per training image of an average step, for the cost of an objective.
 
     student: with a backward pass, of the student or another network that is trained; target: of those without one;
-    jvp: with their derivative with respect to the inputs alone, in either mode.
+    jvp: with their derivative with respect to the inputs alone, in either mode; smaller: of a smaller network, all
+    together, in forward passes of the student's.
     """
 
     student: float
     target: float = 0
     teacher: float = 0
     jvp: float = 0
+    smaller: float = 0
 
     @property
     def forward_equivalents(self) -> float:
@@ -110,7 +112,7 @@ class Evaluations:
         A student's evaluation counts 3: its backward pass takes twice the arithmetic of its forward pass. A
         Jacobian-vector product counts 2: it carries a tangent beside each value, forwards.
         """
-        return 3 * self.student + self.target + self.teacher + 2 * self.jvp
+        return 3 * self.student + self.target + self.teacher + 2 * self.jvp + self.smaller
 
 
 class Objective(nn.Module):

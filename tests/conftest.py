@@ -77,6 +77,8 @@ TINY = {
     "teacher.train.checkpoint_kimg": 0.32,
     "teacher.train.log_every": 1,
     "student.train.kimg": 0.32,
+    "trajectories.number": 32,
+    "trajectories.steps": 4,
     "student.train.batch_size": 32,
     "student.train.warmup_kimg": 0.1,
     "student.train.checkpoint_kimg": 0.16,

@@ -54,7 +54,7 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
             "commands": list(commands),
             "data": read_json(_file(run_dir, "data.json")),
             "stages": [{"stage": title, "seconds": seconds[title]} for title in manifests],
-            "trainings": [each | _cost(run_dir, manifests[each["stage"]], logs[each["stage"]]) for each in trainings],
+            "trainings": [each | _cost(manifests[each["stage"]], logs[each["stage"]]) for each in trainings],
             "benchmark": benchmark,
             "samplers": samplers,
         },
@@ -86,15 +86,15 @@ def _trainings(config: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(run_dir: Path, manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a training took: seconds of its loop, network evaluations an image and in all.
 
     Trajectories of the teacher, where the student learned from them, are a stage of their own, whose evaluations count
     in full for each training. average: the half-life, as the log names it, of the average that was saved.
     """
     cost, trajectories = manifest.get("cost") or {}, 0
-    if any("trajectories" in key.split(".") for key in flatten(manifest.get("inputs", {}))):
-        trajectories = read_json(_file(run_dir, "trajectories/manifest.json"))["evaluations"]
+    if (made := manifest.get("inputs", {}).get("weights", {}).get("trajectories")) is not None:
+        trajectories = made["number"] * made["steps"]
     each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
     return {

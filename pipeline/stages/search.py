@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +64,7 @@ class Trials:
 def search_levels(
     run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor
 ) -> tuple[StepGrid, dict[str, Any]]:
-    """The grid with the best levels of two and four steps, and what was tried; `real`: see `Trials`."""
+    """The grid with the best levels of two, four and eight steps, and what was tried; `real`: see `Trials`."""
     config, clock = run.config, time.monotonic()
     count, batch = settings.search_images, config.eval.batch_size
     extractor = load_extractor(config.eval.extractor, config.eval.weights, run.device)
@@ -78,10 +79,9 @@ def search_levels(
     grid, two = choose_two_steps(trials, *bounds, lowest)
     say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
     grid, four = choose_four_steps(trials, grid, *bounds, lowest)
-    how = f"lowers KID by {four['gain']:.2g} +- {four['error']:.2g}" if four else "none can be tried"
-    better = four is not None and four["gain"] > four["error"]
-    outcome = f"{_text(grid.sigmas(4, *bounds))} ({how})" if better else f"the grid's own (another {how})"
-    say(f"  four steps: {outcome}")
+    grid, eight = choose_eight_steps(trials, grid, *bounds, lowest)
+    for steps, word, tried in ((4, "four", four), (8, "eight", eight)):
+        _say_outcome(word, tried, _text(grid.sigmas(steps, *bounds)) if tried else "")
     cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
     say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
     return grid, {
@@ -91,6 +91,7 @@ def search_levels(
         "metric": "KID",
         "two_steps": two,
         "four_steps": four,
+        "eight_steps": eight,
         "cost": cost,
     }
 
@@ -134,14 +135,43 @@ def choose_four_steps(
             sigmas = grid.at(longer, sigma_min, sigma_max)
             values[tuple(longer)] = tried[_text(sigmas)] = trials.kid(sigmas, half)
         points = list(min(values, key=lambda each: values[each]))
-    found = grid.at(points, sigma_min, sigma_max)
+    grid, outcome = _better_of(trials, grid, points, sigma_min, sigma_max)
+    return grid, {"tried": tried} | outcome
+
+
+def choose_eight_steps(
+    trials: Trials, grid: StepGrid, sigma_min: float, sigma_max: float, lowest: float = 0.0
+) -> tuple[StepGrid, dict[str, Any] | None]:
+    """The grid with levels chosen for eight steps where they are better than its own, and what was compared.
+
+    They are those of four steps, a point half-way from each to the next one, and one as far below the last as that is
+    from the level before, or half-way to the end. The second half of the images decides, as for four steps.
+    """
+    if grid.num_train_timesteps <= 8:
+        return grid, None
+    low, *others = grid.points(4)
+    last = grid.num_train_timesteps - 1
+    middles = [(one + two) // 2 for one, two in pairwise([low, *others])]
+    below = min(low + (low - others[0]) // 2, (low + last) // 2)
+    points = sorted({below, low, *middles, *others}, reverse=True)
+    if len(points) < 8 or grid.at([below], sigma_min, sigma_max)[0] < lowest:
+        return grid, None
+    return _better_of(trials, grid, points, sigma_min, sigma_max)
+
+
+def _better_of(
+    trials: Trials, grid: StepGrid, points: list[int], sigma_min: float, sigma_max: float
+) -> tuple[StepGrid, dict[str, Any]]:
+    """The grid, with `points` chosen where KID of the second half of the images falls by more than its error."""
+    steps, found = len(points), grid.at(points, sigma_min, sigma_max)
     rule, new = (
-        trials.features(sigmas, half, trials.count) for sigmas in (grid.sigmas(4, sigma_min, sigma_max), found)
+        trials.features(sigmas, trials.count // 2, trials.count)
+        for sigmas in (grid.sigmas(steps, sigma_min, sigma_max), found)
     )
     gain, error = paired_gain(rule, new, trials.real)
     if gain > error:
-        grid = replace(grid, chosen={**grid.chosen, 4: points})
-    return grid, {"tried": tried, "found": found, "gain": gain, "error": error}
+        grid = replace(grid, chosen={**grid.chosen, steps: points})
+    return grid, {"found": found, "gain": gain, "error": error}
 
 
 def paired_gain(one: Tensor, two: Tensor, real: Tensor) -> tuple[float, float]:
@@ -161,6 +191,15 @@ def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """KID's kernel: the mean over all other x, of each of [N, D], and of every x with every y [N, M]."""
     own, cross = ((x @ other.T / x.shape[1] + 1) ** 3 for other in (x, y))
     return own.fill_diagonal_(0).sum(1) / (len(x) - 1), cross
+
+
+def _say_outcome(word: str, tried: dict[str, Any] | None, levels: str) -> None:
+    if tried is None:
+        outcome = "the grid's own (none can be tried)"
+    else:
+        how = f"lowers KID by {tried['gain']:.2g} +- {tried['error']:.2g}"
+        outcome = f"{levels} ({how})" if tried["gain"] > tried["error"] else f"the grid's own (another {how})"
+    say(f"  {word} steps: {outcome}")
 
 
 def _text(sigmas: list[float]) -> str:

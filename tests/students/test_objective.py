@@ -17,8 +17,10 @@ from fewstep.students.methods import Method
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ct import CT
+from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.ect import ECT
 from fewstep.students.methods.lcm import LCM
+from fewstep.students.methods.pd import PD
 from fewstep.students.objective import ConsistencyObjective, pseudo_huber
 from fewstep.students.pairs import Pairs, SigmaPairs
 from fewstep.students.trajectories import Trajectories
@@ -64,9 +66,14 @@ class Spy:
         return pseudo_huber(1e-8)(estimate, target)
 
 
-METHODS: dict[str, Any] = {kind().name: kind() for kind in get_args(get_args(Method)[0])} | {
+METHODS: dict[str, Any] = {
+    kind().name: kind()
+    for kind in get_args(get_args(Method)[0])
+    if kind is not PD  # see test_progressive.py
+} | {
     "cd-published": CD(solver="euler", grid=18, target_ema=0.95, distance="l2"),
     "ct-l2": CT(distance="l2"),
+    "dmd": DMD(fake_updates=1),  # the other numbers leave the student alone at some steps: see test_matching.py
     "ect-hour": ECT(q=256.0, doublings=0),
     "lcm-itself": LCM(skip=50, target_ema=0.0),
 }
@@ -200,7 +207,8 @@ def test_cost_is_the_evaluations_made(tiny_unet: Build, name: str, progress: Pro
     for network in (teacher.network, *(each for each in objective.modules() if isinstance(each, UNet2DModel))):
         network.register_forward_pre_hook(count)
     objective(batch(), progress, generator())
-    assert images == {part: 8 * getattr(objective.cost, part) for part in images}
+    cost = objective.cost
+    assert images == {"student": 8 * (cost.student + cost.jvp), "target": 8 * cost.target, "teacher": 8 * cost.teacher}
 
 
 @pytest.mark.parametrize(("skip", "table", "says"), [(20, False, "teacher.source"), (1000, True, "the 1000 timesteps")])

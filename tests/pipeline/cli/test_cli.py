@@ -56,7 +56,10 @@ FAULTS = [
     (["benchmark", "--against", "no.json"], "--against: 'no.json': no such file"),
     (["benchmark", "--against", "no.json", "--bound", "-1"], "--bound: '-1': must be a share of 0 or more"),
     (["runn"], "command: 'runn': no such command; did you mean run?"),
-    (["run", "digit"], "preset: 'digit': not one of digits, cifar10, fashion-mnist, mnist, nor a YAML file"),
+    (
+        ["run", "digit"],
+        "preset: 'digit': not one of digits, cifar10, digits-family, fashion-mnist, mnist, nor a YAML file",
+    ),
     (["run", "nope.yaml"], "nope.yaml: no such YAML file"),
     (
         ["run", "--student.method.doubling", "3"],

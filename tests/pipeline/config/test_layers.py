@@ -8,10 +8,11 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.reading import config_from_dict, config_yaml, load_config
 from fewstep.pipeline.config.schema import LoadedTeacher
 from fewstep.students.methods.cd import CD
+from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ect import ECT
 
 TWO = """preset: digits
-student: {method: {doublings: 3}, train.kimg: 50}
+student: {method: {name: cd, doublings: 3}, train.kimg: 50}
 students:
   cd:
   ect: {method: ect, sigma_max: 60.0}
@@ -28,7 +29,7 @@ def two(tmp_path):
 def test_without_students_there_is_one_called_student():
     config = load_config("digits")
     assert list(config.students) == ["student"]
-    assert config.students["student"].method == CD(doublings=4)
+    assert config.students["student"].method == CMT()
     assert list(config.to_dict())[-2:] == ["student", "eval"]
 
 
@@ -53,7 +54,8 @@ def test_a_higher_layer_s_student_goes_over_all_and_its_students_over_that(two):
 
 def test_another_method_drops_the_settings_of_the_one_before(two):
     assert load_config("digits", {"student.method": "ect"}).students["student"].method == ECT()
-    assert load_config("digits", {"student.method": "cd"}).students["student"].method == CD(doublings=4)
+    given = {"student.method": "cmt", "student.method.at_sigma_max": "0.5"}
+    assert load_config("digits", given).students["student"].method == CMT(at_sigma_max=0.5)
     changed = load_config("digits", {"student.method": "ect", "student.method.doublings": "2"})
     assert changed.students["student"].method == ECT(doublings=2)
     assert all(student.method == ECT() for student in load_config(two, {"student.method": "ect"}).students.values())

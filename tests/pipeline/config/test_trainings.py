@@ -1,17 +1,20 @@
 """Several trainings of a student: their names, their samplers, and the preset that compares methods by them."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.reading import load_config
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.ddim import ddim_student
+from fewstep.students.methods import Method
 from fewstep.students.methods.cmt import CMT
-from fewstep.students.regression import TrajectoryRegression
-from fewstep.teachers.interfaces import Evaluations, Space
-from fewstep.teachers.preconditioned import Preconditioned
-from fewstep.teachers.scaling import EDM
+from fewstep.students.methods.pd import PD
+from fewstep.students.trajectories import Trajectories
+from fewstep.teachers.interfaces import Evaluations
+from fewstep.teachers.load import ddpm_model
+from fewstep.teachers.network import build_scheduler
 
 TWO = {"students.cd.training_seeds": 2, "students.ect.method": "ect"}
 
@@ -47,17 +50,23 @@ def test_forward_equivalents_count_a_gradient_as_two_forward_evaluations():
     assert Evaluations(student=1, jvp=1).forward_equivalents == 5
 
 
-def test_the_methods_of_digits_family_cost_the_same(tiny_unet):
+def test_the_students_of_digits_family_cost_the_same(tiny_unet):
     config = load_config("digits-family")
-    space = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0)
-    teacher = Preconditioned(tiny_unet(seed=1), EDM(sigma_data=0.5), space)
+    scheduler = build_scheduler(1000, "linear", "v_prediction")
+    teacher = ddpm_model(tiny_unet(seed=1), scheduler)
     costs, trajectories = {}, config.trajectories.number * config.trajectories.steps / 1000
     for name, each in config.students.items():
         method: Any = each.method
-        learns_from_trajectories = isinstance(method, CMT)
-        student = ConsistencyModel(tiny_unet())
-        objective = TrajectoryRegression if learns_from_trajectories else method.build(student, teacher)
-        costs[name] = each.train.kimg * objective.cost.forward_equivalents + trajectories * learns_from_trajectories
+        student = ddim_student(teacher, scheduler) if isinstance(method, PD) else ConsistencyModel(tiny_unet())
+        reads = Trajectories([80.0, student.space.sigma_min], []) if isinstance(method, CMT) else teacher
+        objective = method.build(student, reads)
+        own = objective.cost.forward_equivalents
+        if each.adversarial is not None:
+            cost = each.adversarial.build(objective).cost
+            assert 0 < cost.smaller == cost.forward_equivalents - own
+            own += 1.107  # of the digits' networks; this one is smaller
+        costs[name] = each.train.kimg * own + trajectories * isinstance(method, CMT)
     assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
     assert {each.training_seeds for each in config.students.values()} == {3}
-    assert {name: each.method.name for name, each in config.students.items()} == {name: name for name in costs}
+    methods = {each.method.name for each in config.students.values()}
+    assert methods == {kind().name for kind in get_args(get_args(Method)[0])}

@@ -79,6 +79,7 @@ def test_what_a_run_leaves(tiny_run):
             "report",
             "students",
             "teacher",
+            "trajectories",
         ]
     )
     assert not list((tiny_run / "checkpoints").iterdir())

@@ -10,7 +10,14 @@ from torch_fidelity.metric_kid import kernel_mmd
 from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import TensorImages
 from fewstep.eval.quality.metrics import frechet_distance, statistics
-from fewstep.pipeline.stages.search import SEARCHED_SIGMAS, Trials, choose_four_steps, choose_two_steps, paired_gain
+from fewstep.pipeline.stages.search import (
+    SEARCHED_SIGMAS,
+    Trials,
+    choose_eight_steps,
+    choose_four_steps,
+    choose_two_steps,
+    paired_gain,
+)
 
 DIM, COUNT, REAL, BOUNDS = 512, 128, 400, (0.002, 80.0)
 WIDTHS = torch.full((DIM,), 0.8)
@@ -95,6 +102,7 @@ def test_no_list_of_levels_that_is_tried_or_kept_goes_below_the_lowest(lowest):
     grid, values = choose_two_steps(trials, *BOUNDS, lowest)
     assert values.keys() == ({"1.0", "1.6", "2.5", "4.0"} if lowest == 1 else {str(lowest)})
     grid, _ = choose_four_steps(trials, grid, *BOUNDS, lowest)
+    grid, _ = choose_eight_steps(trials, grid, *BOUNDS, lowest)
     assert all(sigmas[-1] >= lowest * 0.999 for sigmas in student.asked)
     assert all(grid.sigmas(steps, *BOUNDS)[-1] >= lowest * 0.999 for steps in (1, 2, 4, 8))
 
@@ -131,6 +139,20 @@ def test_levels_that_are_no_better_leave_the_grids_own(spread):
     assert before.sigmas(4, *BOUNDS)[1] > 8  # the second case
     assert tried["gain"] <= tried["error"]
     assert after == before
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_eight_steps_are_those_of_four_and_the_points_between_where_they_are_better(better):
+    _, four_steps, _, student, trials = four(lambda sigmas: 1.0 if any(0.3 < s < 0.5 for s in sigmas) else 0.4)
+    own = four_steps.sigmas(8, *BOUNDS)
+    student.spread = lambda sigmas: 1.0 if (sigmas != own) == better else 0.4
+    grid, tried = choose_eight_steps(trials, four_steps, *BOUNDS)
+    assert tried is not None
+    assert (tried["gain"] > tried["error"]) == better
+    assert grid.sigmas(8, *BOUNDS) == (tried["found"] if better else own)
+    assert {*four_steps.sigmas(4, *BOUNDS)} < {*tried["found"]}
+    assert len(tried["found"]) == 8
+    assert tried["found"] == sorted(tried["found"], reverse=True)
 
 
 def test_a_gain_is_the_difference_of_two_kids_over_all_pairs():
