@@ -210,9 +210,9 @@ def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
     found = dict(low)
     for key, value in high.items():
         before, tag = low.get(key), {"method": "name", "teacher": "source"}.get(key)
-        if tag and isinstance(before, dict) and isinstance(value, dict) and tag in value:
-            if before.get(tag, "train") != value[tag]:
-                before = {}
-                found = {name: each for name, each in found.items() if name != "adversarial" or name in high}
+        tags = [each.get(tag, "train") for each in (before, value) if isinstance(each, dict)]
+        if tag and len(tags) == 2 and tag in value and tags[0] != tags[1]:
+            before = {}
+            found = {name: each for name, each in found.items() if name != "adversarial" or name in high}
         found[key] = _over(before, value)
     return found
