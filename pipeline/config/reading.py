@@ -201,13 +201,18 @@ def _nested(given: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
 
 
 def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
-    """`high` over `low`, without what belongs to another method, or to a teacher from another source."""
+    """`high` over `low`, without what belongs to another method, or to a teacher from another source.
+
+    The adversarial finish is that of the method that it was chosen with.
+    """
     if not (isinstance(low, dict) and isinstance(high, dict)):
         return high
     found = dict(low)
     for key, value in high.items():
         before, tag = low.get(key), {"method": "name", "teacher": "source"}.get(key)
-        if tag and isinstance(before, dict) and isinstance(value, dict) and tag in value:
-            before = before if before.get(tag, "train") == value[tag] else {}
+        tags = [each.get(tag, "train") for each in (before, value) if isinstance(each, dict)]
+        if tag and len(tags) == 2 and tag in value and tags[0] != tags[1]:
+            before = {}
+            found = {name: each for name, each in found.items() if name != "adversarial" or name in high}
         found[key] = _over(before, value)
     return found
