@@ -22,7 +22,7 @@ from fewstep.teachers.interfaces import Batch, LossTerms, Progress, per_image, s
 from small_training import Training
 
 IMAGES = torch.randn((8, 1, 8, 8), generator=torch.Generator().manual_seed(5)).clamp(-1, 1)
-SETTINGS = Adversarial(width=4, share=0.4, weight=0.7, penalty=0.3)
+SETTINGS = Adversarial(width=4, share=0.4, weight=0.7, penalty=0.3, sigma_min=0.1, sigma_max=2.5)
 
 
 def generator() -> torch.Generator:

@@ -30,8 +30,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tiny_run: Path, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """run(setting=..., ...): distils in a copy of the finished run; the exit code, and what was printed."""
-    shutil.copytree(tiny_run, tmp_path / "digits")
+    """run(setting=..., ...): distils in a copy of a run with a teacher; the exit code, and what was printed."""
+    shutil.copytree(tiny_run, tmp_path / "digits", ignore=shutil.ignore_patterns("students", "trajectories"))
 
     def run(**changes: Any) -> tuple[int, str]:
         capsys.readouterr()
