@@ -143,7 +143,7 @@ def test_a_changed_student_key_makes_student_and_eval_again(run, tiny, capsys):
     stages, lines = made(capsys, "run", *tiny(run.parent, student__train__learning_rate=1e-3))
     assert stages == ["student", "eval"]
     (said,) = [line for line in lines if "distilled again from the start" in line]
-    assert re.match(r"student: student\.train\.learning_rate 0\.0015 -> 0\.001: distilled .* \(took \d+ s\)", said)
+    assert re.match(r"student: student\.train\.learning_rate 0\.003 -> 0\.001: distilled .* \(took \d+ s\)", said)
     assert snapshot(run / "teacher") == teacher
     assert json.loads((run / "config.json").read_text())["student"]["train"]["learning_rate"] == 1e-3
 
@@ -189,7 +189,7 @@ def test_a_changed_byte_of_a_finished_output_is_named(run, tiny, capsys):
 def test_a_teacher_that_cannot_be_folded_is_distilled(tiny, tmp_path, capsys, prediction):
     arguments = tiny(tmp_path, teacher__prediction=prediction, student__regression_kimg=0.128)
     stages, lines = made(capsys, "run", *arguments)
-    assert stages == ["teacher", "student", "eval"]
+    assert stages == ["teacher", "trajectories", "student", "eval"]
     assert any("regressing onto the teacher for 0.128 kimg" in line for line in lines)
     manifest = json.loads((tmp_path / "digits" / "students" / "student" / "manifest.json").read_text())
     assert manifest["regression"]["kimg"] == 0.128
@@ -210,7 +210,7 @@ def test_a_teacher_from_elsewhere(tiny, tiny_run, tmp_path, capsys):
     source = tiny_run / "teacher"
     before = snapshot(source)
     stages, lines = made(capsys, "distill", *tiny(tmp_path, teacher__source=source, student__train__kimg=0.128))
-    assert stages == ["teacher", "student"]
+    assert stages == ["teacher", "trajectories", "student"]
     assert not any("training a UNet" in line for line in lines)
     assert snapshot(source) == before
     weights = "unet/diffusion_pytorch_model.safetensors"
@@ -221,7 +221,7 @@ def test_a_teacher_with_a_scaling_of_its_own_is_distilled_measured_and_reported(
     samplers = '["teacher@heun:2", "student@1", "student@2"]'
     arguments = tiny(tmp_path, teacher__source=edm_folder, eval__samplers=samplers)
     stages, lines = made(capsys, "run", *arguments)
-    assert stages == ["teacher", "student", "eval"]
+    assert stages == ["teacher", "trajectories", "student", "eval"]
     assert any("converting the edm teacher" in line for line in lines)
     results = json.loads((tmp_path / "digits" / "report" / "results.json").read_text())
     assert "teacher@heun:2" in json.dumps(results)
@@ -283,4 +283,4 @@ def test_a_full_disk_reported_by_safetensors_leaves_the_earlier_state(run, tiny,
 def test_two_precisions_in_one_run(tiny, tmp_path, capsys):
     short = {"teacher__train__kimg": 0.128, "student__train__kimg": 0.128, "student__refit_steps": 2}
     arguments = tiny(tmp_path, teacher__train__precision="bf16", student__train__precision="fp32", **short)
-    assert made(capsys, "distill", *arguments)[0] == ["teacher", "student"]
+    assert made(capsys, "distill", *arguments)[0] == ["teacher", "trajectories", "student"]
