@@ -47,7 +47,7 @@ class AdversarialFinish(Objective):
         self.weight, self.share, self.penalty, self.lr_scale = weight, share, penalty, lr_scale
         self.sigmas = sigmas
         size_of = {module: _flops(module, objective.network) for module in (self.discriminator, objective.network)}
-        passes = 12 * share * size_of[self.discriminator] / size_of[objective.network]  # R1's derivatives take seven
+        passes = 11 * share * size_of[self.discriminator] / size_of[objective.network]  # R1's derivatives take six
         self.cost = replace(objective.cost, smaller=objective.cost.smaller + passes)
 
     @property

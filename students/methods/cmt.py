@@ -20,7 +20,7 @@ class CMT(Section):
     """
 
     name: Literal["cmt"] = Field(default="cmt", description="cmt (regression onto the ends of the teacher's ODE)")
-    at_sigma_max: float = Field(default=0.3, ge=0, lt=1, description="share of each batch that starts at sigma_max")
+    at_sigma_max: float = Field(default=0.3, gt=0, lt=1, description="share of each batch that starts at sigma_max")
 
     def build(self, student: "ConsistencyModel", trajectories: "Trajectories") -> "TrajectoryRegression":
         """The objective that trains `student` in place."""

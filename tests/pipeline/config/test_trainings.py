@@ -64,7 +64,7 @@ def test_the_students_of_digits_family_cost_the_same(tiny_unet):
         if each.adversarial is not None:
             cost = each.adversarial.build(objective).cost
             assert 0 < cost.smaller == cost.forward_equivalents - own
-            own += 1.107  # of the digits' networks; this one is smaller
+            own += 1.015  # of the digits' networks; this one is smaller
         costs[name] = each.train.kimg * own + trajectories * isinstance(method, CMT)
     assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
     assert {each.training_seeds for each in config.students.values()} == {3}
