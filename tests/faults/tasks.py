@@ -181,9 +181,10 @@ def limited_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def nan_from_the_teacher() -> None:
-    """Fault: one number that the teacher gives in step 7 of the student's training is NaN."""
+def nan_from_the_student() -> None:
+    """Fault: what the student gives in step 7 of its training is NaN."""
     from fewstep.pipeline.training import loop
+    from fewstep.students.consistency import ConsistencyModel
     from fewstep.teachers.preconditioned import Preconditioned
 
     step, denoise, now = loop._Training.step, Preconditioned.forward, [0]
@@ -194,8 +195,8 @@ def nan_from_the_teacher() -> None:
 
     def poisoned(self: Any, *given: Any) -> Any:
         found = denoise(self, *given)
-        if now[0] == 7 and type(self) is Preconditioned:  # a student is a class of its own
-            found[0, 0, 0, 0] = float("nan")
+        if now[0] == 7 and type(self) is ConsistencyModel:
+            found = found + float("nan")
         return found
 
     loop._Training.step = noted

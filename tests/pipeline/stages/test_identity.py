@@ -68,7 +68,7 @@ def test_a_loaded_teacher_is_known_by_its_files_not_by_their_path(tiny, tiny_run
     source = tmp_path / "source"
     shutil.copytree(tiny_run / "teacher", source)
     arguments = tiny(tmp_path, teacher__source=source, student__train__kimg=0.128)
-    assert made(capsys, "distill", *arguments)[0] == ["teacher", "student"]
+    assert made(capsys, "distill", *arguments)[0] == ["teacher", "trajectories", "student"]
     assert made(capsys, "distill", *arguments)[0] == []
     shutil.copytree(source, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "README.md").write_text("no part of the model")
@@ -78,7 +78,7 @@ def test_a_loaded_teacher_is_known_by_its_files_not_by_their_path(tiny, tiny_run
     name = next(name for name in tensors if name.endswith("weight"))
     save_file({**tensors, name: (tensors[name] * np.float32(1.01))}, source / WEIGHTS, {"format": "pt"})
     stages, lines = made(capsys, "distill", *arguments)
-    assert stages == ["teacher", "student"]
+    assert stages == ["teacher", "trajectories", "student"]
     assert any(line.startswith("teacher: teacher.source is another one: loaded again (took ") for line in lines)
     assert any(line.startswith("student: teacher is another one: distilled again from the start") for line in lines)
 
