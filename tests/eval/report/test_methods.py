@@ -58,12 +58,8 @@ def test_one_method_is_called_better_only_by_means_over_trainings(family_dir):
 def test_what_trajectories_of_the_teacher_cost_is_in_the_cost(family_dir):
     for number in ("", "-2", "-3"):
         path = family_dir / "students" / f"ect{number}" / "manifest.json"
-        path.write_text(
-            json.dumps(
-                json.loads(path.read_text())
-                | {"inputs": {"weights": {"trajectories": {"number": 62_500, "steps": 16}}}}
-            )
-        )
+        inputs = {"weights": {"trajectories": {"number": 62_500, "steps": 16}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": inputs}))
     row = table(read_run(family_dir, []).results)[1]["ect"]
     assert row["Thousand forward evaluations"] == f"{4 * KIMG + 1000:,.0f}"
     assert row["Reads of the teacher"] == "trajectories"
