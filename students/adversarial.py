@@ -14,6 +14,9 @@ from fewstep.students.frozen import frozen_call
 from fewstep.students.interfaces import Student
 from fewstep.teachers.interfaces import Batch, LossTerms, Objective, Progress, moved, per_image, randn, stratified
 
+RAMP = 0.25
+"""Share of the finish. At full weight from the start, one of eight trainings on the digits was thrown off its way."""
+
 
 class AdversarialFinish(Objective):
     """Any objective, and from the fraction 1 - share of training on a discriminator of its estimates.
@@ -21,7 +24,8 @@ class AdversarialFinish(Objective):
     Estimates and real images are noised to levels of their own, ln s uniform over `sigmas`, so that few images cannot
     be memorised. The discriminator d has a parameter group of its own and learns with the non-saturating logistic loss
     and R1 (Mescheder 2018): softplus(-d(real)) + softplus(d(made)) + penalty*|grad d(real)|^2; the student's loss gets
-    weight*softplus(-d(made)). It is fed with pixels alone: no features that a benchmark measures with.
+    weight*softplus(-d(made)), the weight growing from nothing over the first RAMP of the finish. The discriminator is fed
+    with pixels alone: no features that a benchmark measures with.
     """
 
     partial = True  # before the finish the discriminator has none
@@ -79,7 +83,7 @@ class AdversarialFinish(Objective):
         fooled = softplus(-frozen_call(self.discriminator, made, sigma_made))
         told, penalty = self.discriminator_loss(real, sigma_real, made.detach(), sigma_made)
         return LossTerms(
-            loss=terms.loss + self.weight * fooled + told + self.penalty * penalty,
+            loss=terms.loss + self._weight(progress) * fooled + told + self.penalty * penalty,
             sigma=terms.sigma,
             estimate=terms.estimate,
             log={
@@ -89,6 +93,10 @@ class AdversarialFinish(Objective):
                 "fooled_loss": fooled.detach().mean(),
             },
         )
+
+    def _weight(self, progress: Progress) -> float:
+        done = (progress.fraction - (1 - self.share)) / self.share
+        return self.weight * min(1.0, done / RAMP)
 
     def discriminator_loss(
         self, real: Tensor, sigma_real: Tensor, made: Tensor, sigma_made: Tensor

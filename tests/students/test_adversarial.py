@@ -54,13 +54,18 @@ def test_before_the_finish_it_is_the_objective_to_the_bit(inner: TrajectoryRegre
     assert set(terms_at(finish, 6).log) == {"method_loss", "discriminator_loss", "fooled_loss"}
 
 
-def test_each_network_gets_the_gradient_of_its_own_losses(inner: TrajectoryRegression):
-    """By hand in float64, drawing as `forward` does: the method's, then levels and noise of real and of made."""
+@pytest.mark.parametrize(("step", "weight"), [(24, 0.0), (26, 0.35), (28, 0.7), (39, 0.7)])
+def test_each_network_gets_the_gradient_of_its_own_losses(inner: TrajectoryRegression, step: int, weight: float):
+    """By hand in float64, drawing as `forward` does: the method's, then levels and noise of real and of made.
+
+    The weight grows to 0.7 in the first quarter of the finish, steps 24 to 28 of 40.
+    """
+    progress = Progress(step=step, total_steps=40, images=0)
     finish = SETTINGS.build(inner).double()
     for network in (inner.network, finish.discriminator):
         network.register_forward_pre_hook(lambda _, given: tuple(each.double() for each in given))
     draws = generator()
-    own = inner(Batch(images=IMAGES.double()), Progress(step=6, total_steps=10, images=0), draws)
+    own = inner(Batch(images=IMAGES.double()), progress, draws)
     noised = []
     for images in (IMAGES.double(), own.estimate):
         low, high = math.log(SETTINGS.sigma_min), math.log(SETTINGS.sigma_max)
@@ -73,15 +78,16 @@ def test_each_network_gets_the_gradient_of_its_own_losses(inner: TrajectoryRegre
     (slope,) = torch.autograd.grad(d.sum(), real, create_graph=True)
     told = softplus(-d) + softplus(d_made) + 0.3 * slope.square().sum((1, 2, 3))
     fooled = softplus(-finish.discriminator(made, sigma_made))
-    student = gradients((own.loss + 0.7 * fooled).sum(), inner.network)
+    student = gradients((own.loss + weight * fooled).sum(), inner.network)
     judge = gradients(told.sum(), finish.discriminator)
-    terms = finish(Batch(images=IMAGES.double()), Progress(step=6, total_steps=10, images=0), generator())
-    torch.testing.assert_close(terms.loss, own.loss + 0.7 * fooled + told, rtol=1e-6, atol=0)
+    terms = finish(Batch(images=IMAGES.double()), progress, generator())
+    torch.testing.assert_close(terms.loss, own.loss + weight * fooled + told, rtol=1e-6, atol=0)
     for module, expected in ((inner.network, student), (finish.discriminator, judge)):
         for found, each in zip(gradients(terms.loss.sum(), module), expected, strict=True):
             torch.testing.assert_close(found, each, rtol=1e-6, atol=1e-9 + 1e-6 * float(each.abs().max()))
     only_method = gradients(own.loss.sum(), inner.network)
-    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(student, only_method, strict=True))
+    changed = any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(student, only_method, strict=True))
+    assert changed == (weight > 0)
 
 
 def test_r1_is_the_squared_gradient_at_real_images(inner: TrajectoryRegression):
