@@ -24,8 +24,8 @@ class AdversarialFinish(Objective):
     Estimates and real images are noised to levels of their own, ln s uniform over `sigmas`, so that few images cannot
     be memorised. The discriminator d has a parameter group of its own and learns with the non-saturating logistic loss
     and R1 (Mescheder 2018): softplus(-d(real)) + softplus(d(made)) + penalty*|grad d(real)|^2; the student's loss gets
-    weight*softplus(-d(made)), the weight growing from nothing over the first RAMP of the finish. The discriminator is fed
-    with pixels alone: no features that a benchmark measures with.
+    weight*softplus(-d(made)), the weight growing from nothing over the first RAMP of the finish. The discriminator sees
+    pixels alone: no features that a benchmark measures with.
     """
 
     partial = True  # before the finish the discriminator has none
