@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Adversarial(Section):
     """A discriminator on noised images, trained beside the student in the last part of training (DMD2, Yin 2024)."""
 
-    weight: float = Field(default=10.0, gt=0, description="weight of the adversarial loss beside the method's own")
+    weight: float = Field(default=7.0, gt=0, description="weight of the adversarial loss beside the method's own")
     share: float = Field(default=0.7, gt=0, le=1, description="last share of training that it takes part in")
     width: int = Field(default=32, ge=4, le=1024, description="channels of the discriminator's first layer")
     sigma_min: float = Field(default=0.01, gt=0, description="smallest noise level of the images that it sees")
