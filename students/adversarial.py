@@ -86,9 +86,9 @@ class AdversarialFinish(Objective):
             loss=terms.loss + self._weight(progress) * fooled + told + self.penalty * penalty,
             sigma=terms.sigma,
             estimate=terms.estimate,
+            shown=terms.loss if terms.shown is None else terms.shown,
             log={
                 **terms.log,
-                "method_loss": terms.loss.detach().mean(),
                 "discriminator_loss": told.detach().mean(),
                 "fooled_loss": fooled.detach().mean(),
             },

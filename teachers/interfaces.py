@@ -82,11 +82,13 @@ class LossTerms:
 
     `log` holds detached tensors of one number each; they are read when they are logged and not before. `estimate`: what
     the trained network made of x0 [B,C,H,W], with its gradient, for an objective around this one; None: none is kept.
+    `shown`: the losses [B] that curves are drawn of, where others are added to them; None: `loss`.
     """
 
     loss: Tensor
     sigma: Tensor
     estimate: Tensor | None = None
+    shown: Tensor | None = None
     log: Mapping[str, Tensor] = field(default_factory=dict)
 
 

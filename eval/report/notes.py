@@ -16,6 +16,7 @@ from fewstep.eval.report.tables import (
     speedup,
     spread,
     subject,
+    times,
 )
 
 Tile = tuple[str, str, str]
@@ -30,7 +31,7 @@ def tiles(results: Results) -> list[Tile]:
         ratio, timing = speedup(results, student), student["timing"]
         if ratio is not None and ddpm is not None:
             detail = f"{student['label']}, against {short_label(ddpm)}, in the same run"
-            found.append((f"{number(ratio)}×", "faster", detail))
+            found.append((times(ratio), "faster", detail))
         same = [each for each in of_kind(results, "student") if subject(each) == subject(student)]
         found += [_quality_tile(results, each) for each in same[:2]]
         if timing is not None:
@@ -68,7 +69,7 @@ def comparisons(results: Results) -> list[str]:
     for student in of_kind(results, "student"):
         parts, ratio = [], speedup(results, student)
         if ddpm is not None and ratio is not None:
-            parts.append(f"{number(ratio)} times the images/s of {short_label(ddpm)}")
+            parts.append(f"{times(ratio)} the images/s of {short_label(ddpm)}")
         rival = results["benchmark"]["speed"][student["name"]]["against_cheapest_within_10pct"]
         if rival is not None:
             parts.append(

@@ -32,6 +32,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(digits - 1 - magnitude, 0)}f}"
 
 
+def times(ratio: float) -> str:
+    """A ratio of speeds, to three significant figures however large: no measurement of a time has more."""
+    return f"{number(float(f'{ratio:.2e}'))}×"
+
+
 def share(value: float) -> str:
     """A share of 0..1 as a percentage."""
     return f"{100 * value:.1f} %"
@@ -155,7 +160,7 @@ def headline(results: Results) -> str:
     ratio = speedup(results, student)
     if ddpm is None or ratio is None:
         return f"{start}: {quality}."
-    return f"{start} instead of {ddpm['nfe']:,}: {number(ratio)}× faster than DDPM, at {quality}."
+    return f"{start} instead of {ddpm['nfe']:,}: {times(ratio)} faster than DDPM, at {quality}."
 
 
 def columns(results: Results) -> tuple[str, ...]:
@@ -182,7 +187,7 @@ def _cells(results: Results, sampler: Sampler) -> tuple[str, ...]:
         NONE if copies is None else share(copies),
         latency,
         NONE if timing is None else number(timing["throughput"]["images_per_second"]),
-        NONE if ratio is None else f"{number(ratio)}×",
+        NONE if ratio is None else times(ratio),
     )
 
 

@@ -209,10 +209,9 @@ class _Training:
             generator = keyed_generator(job.seed, job.title, progress.step, part)
             with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
                 terms = self.wrapped(batch, progress, generator)
-                loss = terms.loss.mean() / per_process
-                accelerator.backward(loss)
-            losses.append(loss.detach())
-            each.append(terms.loss.detach())
+                accelerator.backward(terms.loss.mean() / per_process)
+            each.append((terms.loss if terms.shown is None else terms.shown).detach())
+            losses.append(each[-1].mean() / per_process)
             sigmas.append(terms.sigma)
             extra |= terms.log
         by_level = sums_and_counts(torch.cat(each), torch.cat(sigmas))

@@ -51,7 +51,7 @@ def test_before_the_finish_it_is_the_objective_to_the_bit(inner: TrajectoryRegre
     assert torch.equal(terms.loss, own.loss)
     assert terms.log == own.log == {}
     assert gradients(terms.loss.sum(), finish.discriminator) == [None] * len(list(finish.discriminator.parameters()))
-    assert set(terms_at(finish, 6).log) == {"method_loss", "discriminator_loss", "fooled_loss"}
+    assert set(terms_at(finish, 6).log) == {"discriminator_loss", "fooled_loss"}
 
 
 @pytest.mark.parametrize(("step", "weight"), [(24, 0.0), (26, 0.35), (28, 0.7), (39, 0.7)])
@@ -82,6 +82,8 @@ def test_each_network_gets_the_gradient_of_its_own_losses(inner: TrajectoryRegre
     judge = gradients(told.sum(), finish.discriminator)
     terms = finish(Batch(images=IMAGES.double()), progress, generator())
     torch.testing.assert_close(terms.loss, own.loss + weight * fooled + told, rtol=1e-6, atol=0)
+    assert terms.shown is not None
+    torch.testing.assert_close(terms.shown, own.loss)
     for module, expected in ((inner.network, student), (finish.discriminator, judge)):
         for found, each in zip(gradients(terms.loss.sum(), module), expected, strict=True):
             torch.testing.assert_close(found, each, rtol=1e-6, atol=1e-9 + 1e-6 * float(each.abs().max()))
