@@ -145,7 +145,8 @@ def choose_eight_steps(
     """The grid with levels chosen for eight steps where they are better than its own, and what was compared.
 
     They are those of four steps, a point half-way from each to the next one, and one as far below the last as that is
-    from the level before, or half-way to the end. The second half of the images decides, as for four steps.
+    from the level before, or half-way to the end. The second half of the images decides, as for four steps. None:
+    there are no such points, or they are the grid's own.
     """
     if grid.num_train_timesteps <= 8:
         return grid, None
@@ -154,7 +155,8 @@ def choose_eight_steps(
     middles = [(one + two) // 2 for one, two in pairwise([low, *others])]
     below = min(low + (low - others[0]) // 2, (low + last) // 2)
     points = sorted({below, low, *middles, *others}, reverse=True)
-    if len(points) < 8 or grid.at([below], sigma_min, sigma_max)[0] < lowest:
+    own = points == grid.points(8)  # as where four steps keep the grid's own
+    if own or len(points) < 8 or grid.at([below], sigma_min, sigma_max)[0] < lowest:
         return grid, None
     return _better_of(trials, grid, points, sigma_min, sigma_max)
 
@@ -195,7 +197,7 @@ def _kernels(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _say_outcome(word: str, tried: dict[str, Any] | None, levels: str) -> None:
     if tried is None:
-        outcome = "the grid's own (none can be tried)"
+        outcome = "the grid's own (no other was tried)"
     else:
         how = f"lowers KID by {tried['gain']:.2g} +- {tried['error']:.2g}"
         outcome = f"{levels} ({how})" if tried["gain"] > tried["error"] else f"the grid's own (another {how})"
