@@ -123,7 +123,13 @@ def _reads(training: Training) -> str:
     """What the distillation takes from the teacher besides the weights it starts from."""
     evaluations = training["cost"].get("teacher", 0)
     parts = ["trajectories"] if training["trajectories"] else []
-    parts += [f"{counted(evaluations, 'evaluation')} an image"] if evaluations else []
+    parts += (
+        [
+            f"{number(evaluations) if evaluations % 1 else evaluations} evaluation{'s' if evaluations > 1 else ''} an image"
+        ]
+        if evaluations
+        else []
+    )
     return ", ".join(parts) or "starting weights"
 
 
