@@ -123,13 +123,8 @@ def _reads(training: Training) -> str:
     """What the distillation takes from the teacher besides the weights it starts from."""
     evaluations = training["cost"].get("teacher", 0)
     parts = ["trajectories"] if training["trajectories"] else []
-    parts += (
-        [
-            f"{number(evaluations) if evaluations % 1 else evaluations} evaluation{'s' if evaluations > 1 else ''} an image"
-        ]
-        if evaluations
-        else []
-    )
+    shown = number(evaluations) if evaluations % 1 else str(evaluations)
+    parts += [f"{shown} evaluation{'s' if evaluations > 1 else ''} an image"] if evaluations else []
     return ", ".join(parts) or "starting weights"
 
 

@@ -57,8 +57,8 @@ def test_the_students_of_digits_family_cost_the_same(tiny_unet):
     costs, trajectories = {}, config.trajectories.number * config.trajectories.steps / 1000
     for name, each in config.students.items():
         method: Any = each.method
-        student = ddim_student(teacher, scheduler) if isinstance(method, PD) else ConsistencyModel(tiny_unet())
-        reads = Trajectories([80.0, student.space.sigma_min], []) if isinstance(method, CMT) else teacher
+        student: Any = ddim_student(teacher, scheduler) if isinstance(method, PD) else ConsistencyModel(tiny_unet())
+        reads: Any = Trajectories([80.0, student.space.sigma_min], []) if isinstance(method, CMT) else teacher
         objective = method.build(student, reads)
         own = objective.cost.forward_equivalents
         if each.adversarial is not None:
