@@ -199,7 +199,7 @@ class _Training:
         job, accelerator = self.job, self.accelerator
         per_process = job.config.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
-        losses: list[Tensor] = []
+        losses, totals = list[Tensor](), list[Tensor]()
         each: list[Tensor] = []
         sigmas: list[Tensor] = []
         extra: dict[str, Tensor] = {}
@@ -209,13 +209,16 @@ class _Training:
             generator = keyed_generator(job.seed, job.title, progress.step, part)
             with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
                 terms = self.wrapped(batch, progress, generator)
-                accelerator.backward(terms.loss.mean() / per_process)
+                total = terms.loss.mean() / per_process
+                accelerator.backward(total)
+            totals.append(total.detach())
             each.append((terms.loss if terms.shown is None else terms.shown).detach())
             losses.append(each[-1].mean() / per_process)
             sigmas.append(terms.sigma)
             extra |= terms.log
         by_level = sums_and_counts(torch.cat(each), torch.cat(sigmas))
-        taken = _Taken(progress.step, torch.stack(losses).float(), self.clip(), by_level)
+        shown, minimised = torch.stack(losses).float(), torch.stack(totals).float()
+        taken = _Taken(progress.step, shown, minimised, self.clip(), by_level)
         self.unread.append(taken)
         if self.late:
             # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
@@ -259,15 +262,16 @@ class _Training:
         job = self.job
         for taken in self.unread:
             parts, norms = taken.losses.tolist(), taken.norms.tolist()
-            loss, self.grad_norm, by_level = sum(parts), norms[0], taken.by_level.double().flatten().tolist()
+            loss, total = sum(parts), sum(taken.totals.tolist())
+            self.grad_norm, by_level = norms[0], taken.by_level.double().flatten().tolist()
             if self.accelerator.num_processes > 1:
-                loss, self.signal, by_level = self._shared(loss, by_level)
-            if not all(map(math.isfinite, (loss, *norms))):
+                loss, total, self.signal, by_level = self._shared(loss, total, by_level)
+            if not all(map(math.isfinite, (loss, total, *norms))):
                 indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
                 raise UserError(
                     f"{job.title}.train",
                     None,
-                    f"loss {loss}, gradient norm {', '.join(map(str, norms))} at step {taken.step} is not finite "
+                    f"loss {total}, gradient norm {', '.join(map(str, norms))} at step {taken.step} is not finite "
                     f"(images {indices}); the last good checkpoint is in {job.checkpoints}; "
                     f"lower {job.title}.train.learning_rate",
                 )
@@ -275,28 +279,32 @@ class _Training:
             self.state.levels.add(by_level[:BINS], by_level[BINS:])
         self.unread.clear()
 
-    def _shared(self, loss: float, by_level: list[float]) -> tuple[float, int | None, list[float]]:
-        """The loss of the whole batch, which every process checks, the signal that any has got, and all by level.
+    def _shared(self, loss: float, total: float, by_level: list[float]) -> tuple[float, float, int | None, list[float]]:
+        """The losses of the whole batch, which every process checks, the signal that any has got, and all by level.
 
         A signal that comes after this waits for the next step, so that all leave together.
         """
-        mine = [[loss, self.pending.number or 0, *by_level]]
+        mine = [[loss, total, self.pending.number or 0, *by_level]]
         local = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
-        signal = int(everywhere[:, 1].max()) or None
-        return float(everywhere[:, 0].mean()), signal, everywhere[:, 2:].sum(0).tolist()
+        loss, total = everywhere[:, :2].mean(0).tolist()
+        return loss, total, int(everywhere[:, 2].max()) or None, everywhere[:, 3:].sum(0).tolist()
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken, on the device: losses of this process's slices, norms of the groups, `sums_and_counts`."""
+    """A step that was taken, on the device: losses of this process's slices, norms of the groups, `sums_and_counts`.
+
+    losses: those that are shown; totals: those that were minimised.
+    """
 
     step: int
     losses: Tensor
+    totals: Tensor
     norms: Tensor
     by_level: Tensor
 
     @property
     def checked(self) -> Tensor:
         """All that must be finite."""
-        return torch.cat([self.losses, self.norms])
+        return torch.cat([self.losses, self.totals, self.norms])

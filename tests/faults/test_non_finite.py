@@ -27,12 +27,14 @@ class Poisoned(Denoising):
             return terms
         if self.place == "loss":
             return replace(terms, loss=torch.cat([terms.loss[:-1], terms.loss[-1:] * math.inf]))
+        if self.place == "loss that is not shown":  # its gradient is finite, and so is what is logged
+            return replace(terms, loss=terms.loss + math.inf, shown=terms.loss)
         if self.place == "gradient":  # a finite loss whose gradient is none
             return replace(terms, loss=terms.loss + (next(self.network.parameters()).sum() * 0).sqrt())
         return terms
 
 
-@pytest.mark.parametrize("place", ["batch", "loss", "gradient"])
+@pytest.mark.parametrize("place", ["batch", "loss", "loss that is not shown", "gradient"])
 def test_training_stops_before_the_update_and_without_the_fault_ends_the_same(tmp_path, monkeypatch, place):
     monkeypatch.setattr("fewstep.pipeline.training.log._has_tensorboard", lambda: False)
     whole, bad = Training(tmp_path / "whole"), Training(tmp_path / "bad")
