@@ -31,10 +31,10 @@ class Trajectories:
     def take(self, index: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The points of trajectories `index` [B] at levels `level` [B] and their ends, each float32 [B,C,H,W]."""
         pairs = [
-            self.shards[each // SHARD][each % SHARD][[at, -1]]
+            self.shards[each // SHARD][each % SHARD][[at, -1]].float()  # autocast to bf16 stacks no float16
             for each, at in zip(index.tolist(), level.tolist(), strict=True)
         ]
-        start, end = torch.stack(pairs).float().unbind(1)
+        start, end = torch.stack(pairs).unbind(1)
         return start, end
 
     def ends(self, number: int) -> Tensor:

@@ -20,8 +20,6 @@ from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
-from fewstep.students.methods.cmt import CMT
-from fewstep.students.methods.pd import PD
 from fewstep.students.methods.tcm import TCM
 
 DIGITS_SHAPE = (1, 8, 8)
@@ -199,11 +197,6 @@ class StudentConfig(Section):
             raise UserError("method.boundary", self.method.boundary, remedy)
         return self
 
-    @property
-    def lowest_level(self) -> float:
-        """The noise level below which the student is not trained to the end; 0: none."""
-        return self.method.boundary if isinstance(self.method, TCM) else 0.0
-
 
 @dataclass(frozen=True)
 class Training:
@@ -252,7 +245,7 @@ class Config(Section):
             if each.number > 1 and each.name in self.students:
                 remedy = f"is what training {each.number} of {each.student} is called: give another name"
                 raise UserError("students", each.name, remedy)
-        cmt = [name for name, each in self.students.items() if isinstance(each.method, CMT)]
+        cmt = [name for name, each in self.students.items() if each.method.reads_trajectories]
         for name in cmt[1:]:
             ends, first = ((each.sigma_min, each.sigma_max) for each in (self.students[name], self.students[cmt[0]]))
             if ends != first:
@@ -269,8 +262,8 @@ class Config(Section):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
             for each in self._all_trainings():
-                if self.teacher.prediction == "epsilon" and isinstance(each.config.method, PD):
-                    remedy = f"must be v_prediction or sample for {each.key}.method = pd"
+                if self.teacher.prediction == "epsilon" and each.config.method.student == "ddim":
+                    remedy = f"must be v_prediction or sample for {each.key}.method = {each.config.method.name}"
                     raise UserError("teacher.prediction", "epsilon", remedy)
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]

@@ -90,3 +90,12 @@ class RunContext:
         """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
         AcceleratorState._reset_state()
         return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+
+
+def training_layout(precision: str) -> torch.memory_format:
+    """The order of weights in memory in which a UNet trains fastest, in the precision of a training section.
+
+    On a CPU that has bf16, contiguous is 1.3 times as fast there and channels_last a little faster in fp32. CUDA has no
+    group norm for channels_last and copies back and forth.
+    """
+    return torch.contiguous_format if precision == "bf16" else torch.channels_last

@@ -33,8 +33,6 @@ from fewstep.pipeline.stages.trajectories import make_trajectories
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.students.methods.cmt import CMT
-from fewstep.students.methods.pd import PD
 
 Build = Callable[[Path, dict[str, Any] | None], dict[str, Any] | None]
 STAGES = ("teacher", "student", "evaluate", "report")
@@ -133,12 +131,12 @@ class Run(RunContext):
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
-            if isinstance(config.method, CMT):
+            if config.method.reads_trajectories:
                 weights |= {"trajectories": self.config.trajectories.numbers()}
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
-            elif isinstance(config.method, PD):  # whose noise levels are given
+            elif config.method.student == "ddim":  # whose noise levels are given
                 search = {}
             inputs = {"weights": weights, "search": search}
             self._stage(
@@ -149,7 +147,7 @@ class Run(RunContext):
                 sha256_json(weights),
                 "distilled again from the start",
                 ("search.", "its noise levels searched again"),
-                partial(self._trajectories, config) if isinstance(config.method, CMT) else None,
+                partial(self._trajectories, config) if config.method.reads_trajectories else None,
             )
 
     def _trajectories(self, config: StudentConfig) -> None:

@@ -75,7 +75,7 @@ def search_levels(
         return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
 
     trials = Trials(sample, count, extractor, real)
-    bounds, lowest = (model.sigma_min, model.sigma_max), settings.lowest_level
+    bounds, lowest = (model.sigma_min, model.sigma_max), settings.method.lowest_level
     grid, two = choose_two_steps(trials, *bounds, lowest)
     say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
     grid, four = choose_four_steps(trials, grid, *bounds, lowest)

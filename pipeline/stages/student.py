@@ -7,9 +7,8 @@ are there are kept.
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
@@ -18,7 +17,7 @@ from fewstep.pipeline.config.schema import Training
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.card import model_card
-from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.training.checkpoint import list_checkpoints
 from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
@@ -27,8 +26,7 @@ from fewstep.students.convert import Regression, conversion_error, convert_teach
 from fewstep.students.ddim import DDIMStudent, ddim_student
 from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student
-from fewstep.students.methods.cmt import CMT
-from fewstep.students.methods.pd import PD
+from fewstep.students.methods.base import DistillationMethod
 from fewstep.students.save import save_student
 from fewstep.students.trajectories import read_trajectories
 from fewstep.teachers.load import load_teacher, read_teacher
@@ -80,16 +78,14 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = sha256_file(weights)
     teacher = load_teacher(folder, run.device)
-    teacher.network.to(memory_format=torch.channels_last)
-    if isinstance(config.method, PD):
+    teacher.network.to(memory_format=training_layout(config.train.precision))
+    method = cast(DistillationMethod, config.method)
+    if method.student == "ddim":
         model, conversion = ddim_student(teacher, read_teacher(folder)[1]), {}
-        objective = config.method.build(model, teacher)
     else:
         model, conversion = _convert(run, training, teacher, identity)
-        if isinstance(config.method, CMT):
-            objective = config.method.build(model, read_trajectories(run.folder / "trajectories"))
-        else:
-            objective = config.method.build(model, teacher)
+    source = read_trajectories(run.folder / "trajectories") if method.reads_trajectories else teacher
+    objective = method.build(model, source)
     if config.adversarial is not None:
         objective = config.adversarial.build(objective)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")

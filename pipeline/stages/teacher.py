@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import LoadedTeacher
 from fewstep.pipeline.sampling.subjects import HUB_ID, fetch
-from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
 from fewstep.pipeline.training.randomness import key
@@ -53,7 +53,7 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         norm_groups=network.norm_groups,
         dropout=network.dropout,
         seed=key(run.config.seed, "teacher-weights"),
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    ).to(memory_format=training_layout(config.train.precision))  # type: ignore[call-arg]
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     say(
         f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "

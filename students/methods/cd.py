@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class CD(Section):
+class CD(DistillationMethod):
     """Consistency distillation (Song 2023, algorithm 2): one step of the teacher's ODE from t to r.
 
     Of the teacher it reads its starting weights and D. An image costs one student evaluation with its gradient, one of

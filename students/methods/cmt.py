@@ -1,10 +1,10 @@
 """Consistency Mid-Training: trajectory regression."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from fewstep.students.trajectories import Trajectories
 
 
-class CMT(Section):
+class CMT(DistillationMethod):
     """Trajectory regression (Hu 2026, Consistency Mid-Training): every point of a trajectory maps to its end.
 
     Of the teacher it reads the trajectories that were made before (`trajectories.number` times `.steps` evaluations);
     training costs one student evaluation an image and none of the teacher. Any parametrisation of the teacher serves.
     """
+
+    reads_trajectories: ClassVar[bool] = True
 
     name: Literal["cmt"] = Field(default="cmt", description="cmt (regression onto the ends of the teacher's ODE)")
     at_sigma_max: float = Field(default=0.3, gt=0, lt=1, description="share of each batch that starts at sigma_max")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from fewstep.errors import UserError
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class CT(Section):
+class CT(DistillationMethod):
     """Consistency training (Song 2023, algorithm 3): the data bridge on a Karras grid that grows, a target EMA.
 
     The teacher gives the starting weights alone. An image costs one student evaluation with its gradient and one of

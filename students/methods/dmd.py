@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.preconditioned import Preconditioned
 
 
-class DMD(Section):
+class DMD(DistillationMethod):
     """DMD2 (Yin 2024) or SiD (Zhou 2024): the scores of the student's images and of the teacher's are made to agree."""
 
     name: Literal["dmd"] = Field(default="dmd", description="dmd (distribution matching with a second denoiser)")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from fewstep.errors import UserError
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -16,7 +16,7 @@ CLOSEST = 2**31
 """Up to this t/(t - r), with doublings = 30 and q = 2."""
 
 
-class ECT(Section):
+class ECT(DistillationMethod):
     """Easy Consistency Tuning (Geng 2024): the data bridge; the teacher gives the starting weights alone.
 
     An image costs one student evaluation with its gradient and one of the target. The published recipe for CIFAR-10 is

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from fewstep.errors import UserError
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class ICT(Section):
+class ICT(DistillationMethod):
     """Improved consistency training (Song & Dhariwal 2023): lognormal noise levels, doubling grid, pseudo-Huber.
 
     The teacher gives the starting weights alone. An image costs one student evaluation with its gradient and one of

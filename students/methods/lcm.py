@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from fewstep.errors import UserError
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class LCM(Section):
+class LCM(DistillationMethod):
     """The distillation of latent consistency models (Luo 2023): the teacher's DDIM steps, k timesteps at a time.
 
     Theirs are the grid (every k-th timestep of the teacher's schedule; one DDIM step, Euler in sigma, from each to the

@@ -1,11 +1,11 @@
 """Progressive distillation."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fewstep.errors import UserError
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.ddim import DDIMStudent
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class PD(Section):
+class PD(DistillationMethod):
     """Progressive distillation (Salimans & Ho 2022): two DDIM steps become one, again and again, down to one step."""
+
+    student: ClassVar[Literal["consistency", "ddim"]] = "ddim"
 
     name: Literal["pd"] = Field(
         default="pd", description="pd (progressive distillation: halves the teacher's DDIM steps, saves a DDIMPipeline)"

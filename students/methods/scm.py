@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class SCM(Section):
+class SCM(DistillationMethod):
     """sCM (Lu & Song 2024): the student does not change along the ODE, by its derivative and with no second point."""
 
     name: Literal["scm"] = Field(default="scm", description="scm (consistency in continuous time)")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fewstep.settings import Section
+from fewstep.students.methods.base import DistillationMethod
 
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fewstep.teachers.interfaces import Denoiser
 
 
-class TCM(Section):
+class TCM(DistillationMethod):
     """Truncated consistency models (Lee 2024): ECT, then the noise levels above the boundary alone.
 
     The second stage leaves the levels below the boundary to a frozen copy of the first stage's student, which is its
@@ -26,6 +26,11 @@ class TCM(Section):
     doublings: int = Field(default=6, ge=0, le=30, description="how often the pairs come twice as close in stage one")
     stage_one: float = Field(default=0.5, gt=0, lt=1, description="share of training that all noise levels get")
     boundary: float = Field(default=1.0, gt=0, description="lowest noise level of the second stage")
+
+    @property
+    def lowest_level(self) -> float:
+        """See `DistillationMethod`: the boundary."""
+        return self.boundary
 
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place; `teacher` is not evaluated."""

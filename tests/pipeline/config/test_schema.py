@@ -200,7 +200,8 @@ def test_students_of_the_same_trajectories_have_the_same_ends():
 
 def test_levels_are_kept_from_below_the_boundary_of_tcm_alone():
     lowest = [
-        load_config("digits", {"student.method": name}).students["student"].lowest_level for name in ("cd", "tcm")
+        load_config("digits", {"student.method": name}).students["student"].method.lowest_level
+        for name in ("cd", "tcm")
     ]
     assert lowest == [0.0, 1.0]
 
