@@ -1,6 +1,7 @@
 """An adversarial finish: in the last part of training the student's images also have to look real."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.students.discriminator import Discriminator
+from fewstep.students.discriminator import Discriminator, Encoder, Heads
 from fewstep.students.frozen import frozen_call
 from fewstep.students.interfaces import Student
 from fewstep.teachers.interfaces import Batch, LossTerms, Objective, Progress, moved, per_image, randn, stratified
@@ -21,11 +22,14 @@ RAMP = 0.25
 class AdversarialFinish(Objective):
     """Any objective, and from the fraction 1 - share of training on a discriminator of its estimates.
 
-    Estimates and real images are noised to levels of their own, ln s uniform over `sigmas`, so that few images cannot
-    be memorised. The discriminator d has a parameter group of its own and learns with the non-saturating logistic loss
-    and R1 (Mescheder 2018): softplus(-d(real)) + softplus(d(made)) + penalty*|grad d(real)|^2; the student's loss gets
+    With `from_noise` it judges images that the student makes of new noise in one step instead: the estimates of a
+    method are mostly those of lower noise levels, and start from noises that it saw before. What it judges and real
+    images are noised to levels of their own, ln s uniform over `sigmas`, so that few images cannot be memorised. The
+    discriminator d has a parameter group of its own and learns with the non-saturating logistic loss and R1 (Mescheder
+    2018): softplus(-d(real)) + softplus(d(made)) + penalty*|grad d(real)|^2; the student's loss gets
     weight*softplus(-d(made)), the weight growing from nothing over the first RAMP of the finish. The discriminator sees
-    pixels alone: no features that a benchmark measures with.
+    pixels, or with `features` what the student's own network saw in them before distillation (`Encoder`; the gradient
+    of R1 is then that at these features), and never what a benchmark measures with.
     """
 
     partial = True  # before the finish the discriminator has none
@@ -36,6 +40,8 @@ class AdversarialFinish(Objective):
         *,
         weight: float,
         share: float,
+        from_noise: float,
+        features: bool,
         width: int,
         sigmas: tuple[float, float],
         penalty: float,
@@ -45,14 +51,16 @@ class AdversarialFinish(Objective):
         assert isinstance(objective.network, Student)
         channels, size, _ = objective.network.space.shape
         self.objective = objective
+        self.encoder = Encoder(objective.network) if features else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.discriminator = Discriminator(channels, size, width).to(objective.network.device)
+            made = Heads(self.encoder.channels, width) if self.encoder else Discriminator(channels, size, width)
+            self.discriminator = made.to(objective.network.device)
         self.weight, self.share, self.penalty, self.lr_scale = weight, share, penalty, lr_scale
-        self.sigmas = sigmas
-        size_of = {module: _flops(module, objective.network) for module in (self.discriminator, objective.network)}
-        passes = 11 * share * size_of[self.discriminator] / size_of[objective.network]  # R1's derivatives take six
-        self.cost = replace(objective.cost, smaller=objective.cost.smaller + passes)
+        self.sigmas, self.from_noise = sigmas, from_noise
+        passes = self._passes(objective.network) * share * (from_noise or 1.0)
+        own = objective.cost
+        self.cost = replace(own, student=own.student + share * from_noise, smaller=own.smaller + passes)
 
     @property
     def network(self) -> nn.Module:  # type: ignore[override]
@@ -77,13 +85,18 @@ class AdversarialFinish(Objective):
         terms = self.objective(batch, progress, generator)
         if progress.fraction < 1 - self.share:
             return terms
-        assert terms.estimate is not None
-        real, sigma_real = self._noised(batch.images, generator)
-        made, sigma_made = self._noised(terms.estimate, generator)
-        fooled = softplus(-frozen_call(self.discriminator, made, sigma_made))
-        told, penalty = self.discriminator_loss(real, sigma_real, made.detach(), sigma_made)
+        images = self._one_step(len(batch.images), generator) if self.from_noise else terms.estimate
+        assert images is not None
+        real, sigma_real = self._noised(batch.images[: len(images)], generator)
+        made, sigma_made = self._noised(images, generator)
+        seen = self._seen(made, sigma_made)
+        fooled = softplus(-frozen_call(self.discriminator, *seen, sigma_made))
+        with torch.no_grad():
+            seen_real = self._seen(real, sigma_real)
+        told, penalty = self.discriminator_loss(seen_real, sigma_real, [each.detach() for each in seen], sigma_made)
+        added = self._weight(progress) * fooled + told + self.penalty * penalty
         return LossTerms(
-            loss=terms.loss + self._weight(progress) * fooled + told + self.penalty * penalty,
+            loss=terms.loss + (added.mean() if self.from_noise else added),
             sigma=terms.sigma,
             estimate=terms.estimate,
             shown=terms.loss if terms.shown is None else terms.shown,
@@ -94,19 +107,40 @@ class AdversarialFinish(Objective):
             },
         )
 
+    def _one_step(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """What the student makes of new noise in one step, a share `from_noise` of a batch."""
+        student = self.network
+        assert isinstance(student, Student)
+        shape = (max(1, round(batch_size * self.from_noise)), *student.space.shape)
+        sigma = torch.full((shape[0],), student.space.sigma_max, device=student.device)
+        return student(student.space.sigma_max * randn(shape, generator, student.device), sigma)
+
     def _weight(self, progress: Progress) -> float:
         done = (progress.fraction - (1 - self.share)) / self.share
         return self.weight * min(1.0, done / RAMP)
 
+    def _seen(self, images: Tensor, sigma: Tensor) -> Sequence[Tensor]:
+        """What the discriminator sees of noised images: these, or features of them."""
+        return self.encoder(images, sigma) if self.encoder else [images]
+
     def discriminator_loss(
-        self, real: Tensor, sigma_real: Tensor, made: Tensor, sigma_made: Tensor
+        self, real: Sequence[Tensor], sigma_real: Tensor, made: Sequence[Tensor], sigma_made: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The discriminator's logistic losses [B] and R1's squared gradients [B]."""
-        real = real.detach().requires_grad_(True)
-        logits = self.discriminator(real, sigma_real)
-        (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-        told = softplus(-logits) + softplus(self.discriminator(made, sigma_made))
-        return told, gradient.square().flatten(1).sum(1)
+        """The discriminator's logistic losses [B] of what it sees, and R1's squared gradients [B]."""
+        real = [each.detach().requires_grad_(True) for each in real]
+        logits = self.discriminator(*real, sigma_real)
+        gradients = torch.autograd.grad(logits.sum(), real, create_graph=True)
+        told = softplus(-logits) + softplus(self.discriminator(*made, sigma_made))
+        return told, sum((each.square().flatten(1).sum(1) for each in gradients), torch.zeros_like(logits))
+
+    def _passes(self, student: Student) -> float:
+        """What discriminator and encoder cost for an image, in forward passes of the student."""
+        x, sigma = torch.zeros((1, *student.space.shape), device=student.device), torch.ones(1, device=student.device)
+        with torch.no_grad():
+            seen = self._seen(x, sigma)
+        judging = 11 * _flops(self.discriminator, *seen, sigma)  # R1's derivatives take six
+        seeing = 3 * _flops(self.encoder, x, sigma) if self.encoder else 0  # once backwards
+        return (judging + seeing) / _flops(student, x, sigma)
 
     def _noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images at random noise levels, and these [B]."""
@@ -117,9 +151,8 @@ class AdversarialFinish(Objective):
 
 
 @torch.no_grad()
-def _flops(network: nn.Module, student: Student) -> int:
-    """Operations of a forward pass of one image, on the student's device."""
-    x = torch.zeros((1, *student.space.shape), device=student.device)
+def _flops(network: nn.Module, *inputs: Tensor) -> int:
+    """Operations of a forward pass."""
     with FlopCounterMode(display=False) as counter:
-        network(x, torch.ones(1, device=student.device))
+        network(*inputs)
     return counter.get_total_flops()

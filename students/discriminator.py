@@ -1,11 +1,16 @@
-"""A small network that tells real images from made ones, both noised."""
+"""Small networks that tell real images from made ones, both noised: by their pixels, or by a denoiser's features."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Self
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
+
+from fewstep.teachers.preconditioned import Preconditioned
 
 
 class Discriminator(nn.Module):
@@ -36,3 +41,57 @@ class Discriminator(nn.Module):
         for down, bias in zip(self.downs, biases, strict=True):
             hidden = leaky_relu(down(hidden) + bias[:, :, None, None], 0.2)
         return self.logit(leaky_relu(self.last(hidden), 0.2).flatten(1)).squeeze(1)
+
+
+class Encoder(nn.Module):
+    """What the way down of a frozen student's UNet sees of noised images: a denoiser's features know what is real.
+
+    x [B,C,H,W] and sigma [B] to a tuple of [B,C',H',W'], one of each resolution before it is halved, and the innermost.
+    """
+
+    def __init__(self, student: Preconditioned) -> None:
+        super().__init__()
+        self.student = student.clone().requires_grad_(False)
+        assert isinstance(self.student.network, UNet2DModel)
+        channels = self.student.network.config["block_out_channels"]
+        self.channels = (*channels, channels[-1])
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing in it is trained: it has no dropout."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """See the class; as `UNet2DModel.forward` goes down."""
+        unet, (_, _, c_in, c_noise) = self.student.network, self.student.scaling(sigma)
+        assert isinstance(unet, UNet2DModel)
+        time = unet.time_embedding(unet.time_proj(c_noise).to(x.dtype))
+        hidden, seen = unet.conv_in(c_in.reshape(-1, 1, 1, 1) * x), list[Tensor]()
+        for block in unet.down_blocks:
+            hidden, states = block(hidden_states=hidden, temb=time)
+            seen.append(states[len(block.resnets) - 1])
+        assert unet.mid_block is not None
+        return (*seen, unet.mid_block(hidden, time))
+
+
+class Heads(nn.Module):
+    """Logits [B] of an `Encoder`'s features: a few convolutions for each, their mean over places and features."""
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(1, each),
+                nn.Conv2d(each, width, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, 4, stride=2, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, 1),
+            )
+            for each in channels
+        )
+
+    def forward(self, *seen: Tensor) -> Tensor:
+        """Of the features and, last, their noise levels, which the features know."""
+        *features, _ = seen
+        logits = [head(each).mean((1, 2, 3)) for head, each in zip(self.heads, features, strict=True)]
+        return torch.stack(logits).mean(0)

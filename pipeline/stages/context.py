@@ -89,6 +89,8 @@ class RunContext:
     def accelerated(self, precision: str) -> Accelerator:
         """An Accelerator in the precision of a training section; accelerate's shared state keeps one at a time."""
         AcceleratorState._reset_state()
+        if precision == "bf16" and self.device.type == "cpu" and not computes_in_bf16():
+            say("  this processor has no arithmetic in bf16, so that train.precision fp32 is faster")
         return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
@@ -99,3 +101,9 @@ def training_layout(precision: str) -> torch.memory_format:
     group norm for channels_last and copies back and forth.
     """
     return torch.contiguous_format if precision == "bf16" else torch.channels_last
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor multiplies in bf16 by itself; True where torch (before 2.10, or not on x86) cannot tell."""
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return found.get("architecture") != "x86_64" or any(found.get(each) for each in ("avx512_bf16", "amx_bf16"))

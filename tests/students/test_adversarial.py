@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.discriminator import Discriminator
+from fewstep.students.discriminator import Discriminator, Encoder
 from fewstep.students.methods.adversarial import Adversarial
 from fewstep.students.objective import squared
 from fewstep.students.regression import TrajectoryRegression
@@ -96,7 +96,7 @@ def test_r1_is_the_squared_gradient_at_real_images(inner: TrajectoryRegression):
     """Against central differences in float64, at a pixel at a time."""
     finish = SETTINGS.build(inner).double()
     real, sigma = IMAGES[:2].double(), torch.tensor([0.2, 1.5], dtype=torch.float64)
-    _, penalty = finish.discriminator_loss(real, sigma, real, sigma)
+    _, penalty = finish.discriminator_loss([real], sigma, [real], sigma)
     steps = 1e-5 * torch.eye(64, dtype=torch.float64).reshape(64, 1, 1, 8, 8)
     with torch.no_grad():
         values = [
@@ -171,3 +171,65 @@ def test_derivatives_of_the_discriminator_have_derivatives():
 
     assert torch.autograd.gradcheck(call, (x, weight))
     assert torch.autograd.gradgradcheck(call, (x, weight))
+
+
+FEATURES = SETTINGS.model_copy(update={"features": True, "from_noise": 0.5})
+
+
+def test_the_encoder_sees_what_the_unet_computes_on_its_way_down(inner: TrajectoryRegression):
+    student = inner.network
+    encoder = Encoder(student)
+    x, sigma = 3 * IMAGES[:2], torch.tensor([0.5, 2.0])
+    unet, passed = student.network.eval(), list[Tensor]()
+    for block in unet.down_blocks:
+        block.resnets[-1].register_forward_hook(lambda module, given, made: passed.append(made))
+    unet.mid_block.register_forward_hook(lambda module, given, made: passed.append(made))
+    student(x, sigma)
+    seen = encoder(x, sigma)
+    assert [each.shape[1] for each in seen] == list(encoder.channels)
+    for one, two in zip(seen, passed, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_with_features_new_noise_is_judged_and_the_encoder_never_trained(inner: TrajectoryRegression):
+    finish = FEATURES.build(inner).train()
+    assert finish.encoder is not None
+    assert not finish.encoder.student.training
+    student, own = finish.parameter_groups()
+    encoder = {id(each) for each in finish.encoder.parameters()}
+    assert not encoder & {id(each) for group in (student, own) for each in group["params"]}
+    called = list[tuple[Tensor, Tensor]]()
+    inner.network.register_forward_hook(lambda module, given, made: called.append(given))
+    terms, alone = terms_at(finish, 9), terms_at(inner, 9)
+    _, (x, sigma), _ = called
+    assert (len(x), sigma.tolist()) == (4, [inner.network.sigma_max] * 4)
+    assert 0.8 < float(x.std()) / inner.network.sigma_max < 1.2
+    own_part = gradients(alone.loss.sum(), inner.network)
+    whole = gradients(terms.loss.sum(), inner.network)
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(whole, own_part, strict=True))
+    assert all(each is not None and bool(each.any()) for each in gradients(terms.loss.sum(), finish.discriminator)[::2])
+    terms.loss.sum().backward()
+    assert all(each.grad is None for each in finish.encoder.parameters())
+
+
+def test_heads_learn_what_features_tell_apart(inner: TrajectoryRegression):
+    """From white images against black ones, at the noise of the settings."""
+    finish = FEATURES.build(inner)
+    optimizer = torch.optim.Adam(finish.discriminator.parameters(), 1e-2)
+    draws, course = generator(), list[float]()
+    for _ in range(40):
+        pair = [finish._noised(torch.full((8, 1, 8, 8), value), draws) for value in (0.5, -0.5)]
+        (real, sigma_real), (made, sigma_made) = ((finish._seen(*each), each[1]) for each in pair)
+        told, penalty = finish.discriminator_loss(real, sigma_real, made, sigma_made)
+        assert bool((penalty > 0).all())
+        course.append(float(told.detach().mean()))
+        optimizer.zero_grad()
+        told.mean().backward()
+        optimizer.step()
+    assert course[-1] < 0.2 < 1.2 < course[0] < 1.6
+
+
+def test_from_noise_counts_in_the_cost(inner: TrajectoryRegression):
+    plain, half = (SETTINGS.model_copy(update={"from_noise": each}).build(inner).cost for each in (0.0, 0.5))
+    assert half.student == pytest.approx(plain.student + 0.4 * 0.5)
+    assert half.smaller == pytest.approx(plain.smaller / 2)

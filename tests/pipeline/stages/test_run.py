@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from fewstep.eval.images import pixels_sha256
@@ -284,3 +285,13 @@ def test_two_precisions_in_one_run(tiny, tmp_path, capsys):
     short = {"teacher__train__kimg": 0.128, "student__train__kimg": 0.128, "student__refit_steps": 2}
     arguments = tiny(tmp_path, teacher__train__precision="bf16", student__train__precision="fp32", **short)
     assert made(capsys, "distill", *arguments)[0] == ["teacher", "trajectories", "student"]
+
+
+@pytest.mark.parametrize(
+    ("has", "slower"), [({"avx512_bf16": True}, False), ({"avx2": True}, True), ({"architecture": "aarch64"}, False)]
+)
+def test_bf16_on_a_processor_without_it_is_named_as_slow(tiny, tmp_path, capsys, monkeypatch, has, slower):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"} | has, raising=False)
+    arguments = tiny(tmp_path, teacher__train__precision="bf16", teacher__train__kimg=0.064)
+    assert main(["train-teacher", *arguments]) == 0
+    assert ("no arithmetic in bf16, so that train.precision fp32 is faster" in capsys.readouterr().out) == slower
