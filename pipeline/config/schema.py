@@ -166,6 +166,7 @@ class TrajectoryConfig(Section):
     steps: int = Field(
         default=16, ge=2, le=1000, description="teacher evaluations of each, DPM-Solver++(2M) in ln sigma"
     )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of the teacher; points are fp32")
     dtype: Literal["float16", "float32"] = Field(default="float32", description="how their points are kept on the disk")
 
 

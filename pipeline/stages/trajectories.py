@@ -15,7 +15,7 @@ from fewstep.eval.quality.metrics import frechet_distance, statistics
 from fewstep.eval.quality.references import extract
 from fewstep.files import read_json, sha256_file, write_json
 from fewstep.pipeline.data.choice import choice_images
-from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import ProgressLine, say
 from fewstep.students.convert import check_convertible
@@ -34,7 +34,7 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
     sigma_min, sigma_max = ends
     teacher = load_teacher(run.folder / "teacher", run.device)
     check_convertible(teacher, sigma_max)  # before the work is done and not after it
-    teacher.network.to(memory_format=torch.channels_last)
+    teacher.network.to(memory_format=training_layout(settings.precision))
     sigmas = trajectory_sigmas(settings.steps, sigma_min, sigma_max)
     evaluations = settings.number * settings.steps
     say(f"trajectories: {settings.number:,} of {settings.steps} steps, {evaluations:,} evaluations of the teacher")
@@ -57,13 +57,14 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
 
 def _points(run: RunContext, teacher: Preconditioned, sigmas: Tensor, number: int, count: int) -> Tensor:
     """The `count` trajectories of shard `number`, [count, len(sigmas), C, H, W] as they are kept."""
-    generator, dtype = keyed_generator(run.config.seed, "trajectories", number), run.config.trajectories.dtype
+    settings, generator = run.config.trajectories, keyed_generator(run.config.seed, "trajectories", number)
     noise = torch.randn((count, *teacher.space.shape), generator=generator)
     parts = noise.split(run.config.eval.batch_size)
-    points = torch.cat([trajectory(teacher, sigmas, part.to(run.device)).cpu() for part in parts])
-    points = points.to(getattr(torch, dtype))
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        points = torch.cat([trajectory(teacher, sigmas, part.to(run.device)).cpu() for part in parts])
+    points = points.to(getattr(torch, settings.dtype))
     if not bool(points.isfinite().all()):
-        raise UserError(run.folder / "teacher", None, f"a trajectory of it is not finite as {dtype}")
+        raise UserError(run.folder / "teacher", None, f"a trajectory of it is not finite as {settings.dtype}")
     return points
 
 
