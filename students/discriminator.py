@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         hidden, seen = unet.conv_in(c_in.reshape(-1, 1, 1, 1) * x), list[Tensor]()
         for block in unet.down_blocks:
             hidden, states = block(hidden_states=hidden, temb=time)
-            seen.append(states[len(block.resnets) - 1])
+            seen.append(states[unet.config["layers_per_block"] - 1])
         assert unet.mid_block is not None
         return (*seen, unet.mid_block(hidden, time))
 
