@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from fewstep.teachers.interfaces import per_image
 from fewstep.teachers.preconditioned import Preconditioned
 
 
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
         unet, (_, _, c_in, c_noise) = self.student.network, self.student.scaling(sigma)
         assert isinstance(unet, UNet2DModel)
         time = unet.time_embedding(unet.time_proj(c_noise).to(x.dtype))
-        hidden, seen = unet.conv_in(c_in.reshape(-1, 1, 1, 1) * x), list[Tensor]()
+        hidden, seen = unet.conv_in(per_image(c_in) * x), list[Tensor]()
         for block in unet.down_blocks:
             hidden, states = block(hidden_states=hidden, temb=time)
             seen.append(states[unet.config["layers_per_block"] - 1])
