@@ -11,15 +11,13 @@ from torch.nn.functional import softplus
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.students.discriminator import Discriminator, Encoder, Heads
+from fewstep.students.finish import Finish, with_added
 from fewstep.students.frozen import frozen_call
 from fewstep.students.interfaces import Student
 from fewstep.teachers.interfaces import Batch, LossTerms, Objective, Progress, moved, per_image, randn, stratified
 
-RAMP = 0.25
-"""Share of the finish. At full weight from the start, one of eight trainings on the digits was thrown off its way."""
 
-
-class AdversarialFinish(Objective):
+class AdversarialFinish(Finish):
     """Any objective, and from the fraction 1 - share of training on a discriminator of its estimates.
 
     With `from_noise` it judges images that the student makes of new noise in one step instead: the estimates of a
@@ -31,8 +29,6 @@ class AdversarialFinish(Objective):
     pixels, or with `features` what the student's own network saw in them before distillation (`Encoder`; the gradient
     of R1 is then that at these features), and never what a benchmark measures with.
     """
-
-    partial = True  # before the finish the discriminator has none
 
     def __init__(
         self,
@@ -47,43 +43,29 @@ class AdversarialFinish(Objective):
         penalty: float,
         lr_scale: float,
     ) -> None:
-        super().__init__()
+        super().__init__(objective, weight=weight, share=share)
         assert isinstance(objective.network, Student)
         channels, size, _ = objective.network.space.shape
-        self.objective = objective
         self.encoder = Encoder(objective.network) if features else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made = Heads(self.encoder.channels, width) if self.encoder else Discriminator(channels, size, width)
             self.discriminator = made.to(objective.network.device)
-        self.weight, self.share, self.penalty, self.lr_scale = weight, share, penalty, lr_scale
+        self.penalty, self.lr_scale = penalty, lr_scale
         self.sigmas, self.from_noise = sigmas, from_noise
         passes = self._passes(objective.network) * share * (from_noise or 1.0)
         own = objective.cost
         self.cost = replace(own, student=own.student + share * from_noise, smaller=own.smaller + passes)
-
-    @property
-    def network(self) -> nn.Module:  # type: ignore[override]
-        """The student."""
-        return self.objective.network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The method's own groups, and the discriminator's."""
         own = {"params": list(self.discriminator.parameters()), "lr_scale": self.lr_scale, "betas": (0.0, 0.99)}
         return [*self.objective.parameter_groups(), own]
 
-    def averaged(self) -> nn.Module:
-        """What the method averages."""
-        return self.objective.averaged()
-
-    def update(self, progress: Progress) -> None:
-        """The method's own."""
-        self.objective.update(progress)
-
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """Losses [B] of images [B,C,H,W] in [-1, 1]; the discriminator's own is among them."""
         terms = self.objective(batch, progress, generator)
-        if progress.fraction < 1 - self.share:
+        if not self.has_begun(progress):
             return terms
         images = self._one_step(len(batch.images), generator) if self.from_noise else terms.estimate
         assert images is not None
@@ -94,18 +76,9 @@ class AdversarialFinish(Objective):
         with torch.no_grad():
             seen_real = self._seen(real, sigma_real)
         told, penalty = self.discriminator_loss(seen_real, sigma_real, [each.detach() for each in seen], sigma_made)
-        added = self._weight(progress) * fooled + told + self.penalty * penalty
-        return LossTerms(
-            loss=terms.loss + (added.mean() if self.from_noise else added),
-            sigma=terms.sigma,
-            estimate=terms.estimate,
-            shown=terms.loss if terms.shown is None else terms.shown,
-            log={
-                **terms.log,
-                "discriminator_loss": told.detach().mean(),
-                "fooled_loss": fooled.detach().mean(),
-            },
-        )
+        added = self.weight_at(progress) * fooled + told + self.penalty * penalty
+        log = {"discriminator_loss": told.detach().mean(), "fooled_loss": fooled.detach().mean()}
+        return with_added(terms, added if len(added) == len(terms.loss) and not self.from_noise else added.mean(), log)
 
     def _one_step(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """What the student makes of new noise in one step, a share `from_noise` of a batch."""
@@ -114,10 +87,6 @@ class AdversarialFinish(Objective):
         shape = (max(1, round(batch_size * self.from_noise)), *student.space.shape)
         sigma = torch.full((shape[0],), student.space.sigma_max, device=student.device)
         return student(student.space.sigma_max * randn(shape, generator, student.device), sigma)
-
-    def _weight(self, progress: Progress) -> float:
-        done = (progress.fraction - (1 - self.share)) / self.share
-        return self.weight * min(1.0, done / RAMP)
 
     def _seen(self, images: Tensor, sigma: Tensor) -> Sequence[Tensor]:
         """What the discriminator sees of noised images: these, or features of them."""

@@ -4,7 +4,7 @@ The fake denoiser P is trained on the student's images while the student learns 
 teacher D, which is that of the two scores (DMD2: Yin 2024; SiD: Zhou 2024).
 """
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,18 @@ def sid_loss(images: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor
 
 def _distance(images: Tensor, real: Tensor) -> Tensor:
     return (images - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5)
+
+
+class MatchingLosses(NamedTuple):
+    """Losses [B] of the fake denoiser and of the student (None: it does not learn), at its noise levels [B].
+
+    estimate: the student's images [B,C,H,W].
+    """
+
+    fake: Tensor
+    student: Tensor | None
+    sigma: Tensor
+    estimate: Tensor
 
 
 class MatchingObjective(Objective):
@@ -98,7 +110,15 @@ class MatchingObjective(Objective):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """Losses [B] of images [B,C,H,W] in [-1, 1]."""
-        learns = (progress.step + 1) % self.fake_updates == 0
+        terms = self.losses(batch, generator, learns=(progress.step + 1) % self.fake_updates == 0)
+        loss, spread = terms.fake, terms.estimate.detach().std(dim=0).mean()
+        log = {"fake_loss": loss.detach().mean(), "spread": spread}
+        if terms.student is not None:
+            loss, log = loss + terms.student, log | {"student_loss": terms.student.detach().mean()}
+        return LossTerms(loss=loss, sigma=terms.sigma, estimate=terms.estimate, log=log)
+
+    def losses(self, batch: Batch, generator: torch.Generator, *, learns: bool) -> MatchingLosses:
+        """What fake denoiser and, where it `learns`, student minimise."""
         x_t, t = self._inputs(batch, generator)
         with torch.set_grad_enabled(learns):
             images = self.network(x_t, t, batch.condition)
@@ -108,11 +128,8 @@ class MatchingObjective(Objective):
         sample = images.detach()
         estimate = self.fake(sample + noise, s, batch.condition)
         error = (estimate - sample).square().mean(dim=(1, 2, 3)) / self.fake.scaling(s).c_out ** 2  # that of F
-        log = {"fake_loss": error.detach().mean(), "spread": sample.std(dim=0).mean()}
-        if learns:
-            loss = self._students(images, noise, s, estimate.detach(), batch.condition)
-            error, log = error + loss, log | {"student_loss": loss.detach().mean()}
-        return LossTerms(loss=error, sigma=t, estimate=images, log=log)
+        student = self._students(images, noise, s, estimate.detach(), batch.condition) if learns else None
+        return MatchingLosses(fake=error, student=student, sigma=t, estimate=images)
 
     def _inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the student makes images of, [B,C,H,W], and its noise levels [B]."""

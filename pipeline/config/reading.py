@@ -26,6 +26,7 @@ _LARGEST_FILE = 100_000  # bytes; PyYAML takes time quadratic in it at worst
 _LONGEST_TEXT = 4096  # characters of a value, as many as a path may have
 _LARGEST_NUMBER = 2**53  # up to which floats hold every whole one
 _DEEPEST = 20  # mappings and lists inside one another
+_FINISHES = ("matching", "adversarial")
 
 
 def preset_names() -> list[str]:
@@ -203,7 +204,7 @@ def _nested(given: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
 def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
     """`high` over `low`, without what belongs to another method, or to a teacher from another source.
 
-    The adversarial finish is that of the method that it was chosen with.
+    A finish, of matching or adversarial, is that of the method that it was chosen with.
     """
     if not (isinstance(low, dict) and isinstance(high, dict)):
         return high
@@ -213,6 +214,6 @@ def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
         tags = [each.get(tag, "train") for each in (before, value) if isinstance(each, dict)]
         if tag and len(tags) == 2 and tag in value and tags[0] != tags[1]:
             before = {}
-            found = {name: each for name, each in found.items() if name != "adversarial" or name in high}
+            found = {name: each for name, each in found.items() if name not in _FINISHES or name in high}
         found[key] = _over(before, value)
     return found

@@ -20,6 +20,8 @@ from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
+from fewstep.students.methods.dmd import DMD
+from fewstep.students.methods.matching import Matching
 from fewstep.students.methods.tcm import TCM
 
 DIGITS_SHAPE = (1, 8, 8)
@@ -174,6 +176,7 @@ class StudentConfig(Section):
     """A student and how it is distilled."""
 
     method: Method
+    matching: Matching | None = Field(default=None, description="distribution matching at the end; null: none")
     adversarial: Adversarial | None = Field(default=None, description="a discriminator at the end; null: none")
     training_seeds: int = no_number(
         1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
@@ -196,6 +199,9 @@ class StudentConfig(Section):
             remedy = f"must lie between {{here}}sigma_min = {self.sigma_min} and half of "  # which two steps can reach
             remedy += f"{{here}}sigma_max = {self.sigma_max}"
             raise UserError("method.boundary", self.method.boundary, remedy)
+        if self.matching is not None and (self.method.student != "consistency" or isinstance(self.method, DMD)):
+            why = "matches by itself" if isinstance(self.method, DMD) else "trains no consistency model"
+            raise UserError("matching", None, f"{{here}}method {self.method.name} {why}: leave {{here}}matching out")
         return self
 
 

@@ -86,6 +86,9 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
         model, conversion = _convert(run, training, teacher, identity)
     source = read_trajectories(run.folder / "trajectories") if method.reads_trajectories else teacher
     objective = method.build(model, source)
+    if config.matching is not None:
+        assert isinstance(model, ConsistencyModel)
+        objective = config.matching.build(objective, model, teacher)
     if config.adversarial is not None:
         objective = config.adversarial.build(objective)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")

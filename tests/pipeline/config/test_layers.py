@@ -68,6 +68,15 @@ def test_another_method_drops_the_adversarial_finish_of_the_one_before():
     assert [student.adversarial is not None for student in students.values()] == [True, False]
 
 
+@pytest.mark.parametrize(("method", "why"), [("dmd", "matches by itself"), ("pd", "trains no consistency model")])
+def test_a_matching_finish_goes_with_no_method_that_matches_itself_or_trains_no_consistency_model(method, why):
+    given = {"student.matching.weight": "0.1"}
+    assert load_config("digits", given).students["student"].matching is not None
+    assert load_config("fashion-mnist", {"student.method": method}).students["student"].matching is None
+    with pytest.raises(UserError, match=rf"student\.matching: student\.method {method} {why}"):
+        load_config("digits", given | {"student.method": method})
+
+
 def test_another_method_drops_the_settings_of_the_one_before(two):
     assert load_config("digits", {"student.method": "ect"}).students["student"].method == ECT()
     given = {"student.method": "cmt", "student.method.at_sigma_max": "0.5"}

@@ -126,6 +126,8 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.method.at_sigma_max", "1", "less than 1"),
         ("trajectories.steps", "1", "at least 2"),
         ("student.adversarial.weight", "0", "greater than 0"),
+        ("student.matching.weight", "0", "greater than 0"),
+        ("student.matching.images", "1", "less than 1"),
         ("student.adversarial.sigma_min", "0.2", "less than student.adversarial.sigma_max = 0.2"),
         ("student.regression_kimg", "-1", "at least 0"),
         ("student.sigma_min", "0", "greater than 0"),

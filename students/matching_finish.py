@@ -1,0 +1,65 @@
+"""A matching finish: in the last part of training the student's images of new noise also follow the teacher's score."""
+
+from dataclasses import fields, replace
+from typing import Any, Self
+
+import torch
+
+from fewstep.students.finish import Finish, with_added
+from fewstep.students.matching import MatchingObjective
+from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress
+
+
+class MatchingFinish(Finish):
+    """Any objective, and from the fraction 1 - share of training on distribution matching in a part of each batch.
+
+    A method alone asks for the best guess of each image and has seen a finite number of noises; matching asks for the
+    teacher's distribution, at noise that is new in every batch. `images` of a batch (a share) are `matching`'s, the
+    others the method's, which holds the student to the teacher's map and to its several steps. The losses are
+    comparable where `weight` is about 1: that of matching is taken over the whole image, as the distances are. The
+    weight grows from nothing over the first RAMP of the finish, while the fake denoiser, which starts as the teacher,
+    learns what the student makes. An adversarial finish around this one judges matching's images.
+    """
+
+    def __init__(
+        self, objective: Objective, matching: MatchingObjective, *, weight: float, share: float, images: float
+    ) -> None:
+        super().__init__(objective, weight=weight, share=share)
+        self.images, self.fake = images, matching.fake
+        self._matching = [matching]  # in a list: the student is a part of this module already
+        self.cost = _mixed(objective.cost, matching.cost, share * images)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The method's own groups, and the fake denoiser's."""
+        return [*self.objective.parameter_groups(), self._matching[0].parameter_groups()[1]]
+
+    def train(self, mode: bool = True) -> Self:
+        """The fake stays without dropout: see `MatchingObjective`."""
+        super().train(mode)
+        self.fake.eval()
+        return self
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
+        """Losses [b] of the method's part of the images [B,C,H,W] in [-1, 1]; the finish's mean is added to each."""
+        num = len(batch.images)
+        own = num - max(1, round(self.images * num))
+        if own < 1 or not self.has_begun(progress):
+            return self.objective(batch, progress, generator)
+        terms = self.objective(_part(batch, slice(own)), progress, generator)
+        matching = self._matching[0]
+        losses = matching.losses(_part(batch, slice(own, None)), generator, learns=True)
+        assert losses.student is not None
+        weight = self.weight_at(progress) * losses.estimate[0].numel()
+        log = {"fake_loss": losses.fake.detach().mean(), "matching_loss": losses.student.detach().mean()}
+        terms = replace(terms, estimate=losses.estimate)
+        return with_added(terms, (weight * losses.student + losses.fake).mean(), log)
+
+
+def _part(batch: Batch, images: slice) -> Batch:
+    return Batch(images=batch.images[images], condition=batch.condition.of(images))
+
+
+def _mixed(one: Evaluations, other: Evaluations, share: float) -> Evaluations:
+    """The cost of an average image, of which a share costs as the `other` does."""
+    names = [each.name for each in fields(Evaluations)]
+    return Evaluations(**{name: (1 - share) * getattr(one, name) + share * getattr(other, name) for name in names})
