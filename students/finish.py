@@ -24,6 +24,10 @@ class Finish(Objective):
         """The student."""
         return self.objective.network
 
+    def pace(self, progress: Progress) -> float:
+        """The method's own."""
+        return self.objective.pace(progress)
+
     def averaged(self) -> nn.Module:
         """What the method averages."""
         return self.objective.averaged()

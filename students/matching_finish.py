@@ -22,16 +22,27 @@ class MatchingFinish(Finish):
     """
 
     def __init__(
-        self, objective: Objective, matching: MatchingObjective, *, weight: float, share: float, images: float
+        self,
+        objective: Objective,
+        matching: MatchingObjective,
+        *,
+        weight: float,
+        share: float,
+        images: float,
+        lr_scale: float,
     ) -> None:
         super().__init__(objective, weight=weight, share=share)
-        self.images, self.fake = images, matching.fake
+        self.images, self.lr_scale, self.fake = images, lr_scale, matching.fake
         self._matching = [matching]  # in a list: the student is a part of this module already
         self.cost = _mixed(objective.cost, matching.cost, share * images)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The method's own groups, and the fake denoiser's."""
         return [*self.objective.parameter_groups(), self._matching[0].parameter_groups()[1]]
+
+    def pace(self, progress: Progress) -> float:
+        """In the finish the learning rate is `lr_scale` times its course: the gradient of matching is a noisy one."""
+        return super().pace(progress) * (self.lr_scale if self.has_begun(progress) else 1.0)
 
     def train(self, mode: bool = True) -> Self:
         """The fake stays without dropout: see `MatchingObjective`."""

@@ -137,6 +137,10 @@ class Objective(nn.Module):
         """The optimizer's groups: {"params": ...} with its own options of Adam, and `lr_scale` of the learning rate."""
         return [{"params": list(self.network.parameters())}]
 
+    def pace(self, progress: Progress) -> float:
+        """What the learning rate is multiplied by at this point, beside its course and the scales of the groups."""
+        return 1.0
+
     def averaged(self) -> nn.Module:
         """The module whose running average is what training returns."""
         return self.network

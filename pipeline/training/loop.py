@@ -163,8 +163,9 @@ class _Training:
         with ProgressLine(job.title, total, start) as line:
             for step in range(start, total):
                 progress = Progress(step=step, total_steps=total, images=step * config.batch_size)
+                learning_rate = job.learning_rate(step) * objective.pace(progress)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
+                    group["lr"] = learning_rate * group.get("lr_scale", 1.0)
                 extra = self.step(progress)
                 done = step + 1
                 for ema in self.emas.values():

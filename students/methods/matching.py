@@ -19,6 +19,7 @@ class Matching(Section):
     weight: float = Field(default=1.0, gt=0, description="weight of the matching loss beside the method's own")
     share: float = Field(default=0.6, gt=0, le=1, description="last share of training that it takes part in")
     images: float = Field(default=0.5, gt=0, lt=1, description="share of a batch that it takes from the method")
+    lr_scale: float = Field(default=0.5, gt=0, description="learning rate in this part, over that of its course")
     fake_lr_scale: float = Field(default=3.0, gt=0, description="learning rate of the fake denoiser, by the student's")
     at_sigma_max: float = Field(default=1.0, gt=0, le=1, description="share of its images that start as pure noise")
     mean: float = Field(default=0.0, description="mean of ln sigma of the noise under which images are compared")
@@ -39,4 +40,6 @@ class Matching(Section):
             mean=self.mean,
             std=self.std,
         )
-        return MatchingFinish(objective, matching, weight=self.weight, share=self.share, images=self.images)
+        return MatchingFinish(
+            objective, matching, weight=self.weight, share=self.share, images=self.images, lr_scale=self.lr_scale
+        )

@@ -77,6 +77,11 @@ def test_its_weight_on_the_student_grows_from_nothing_and_the_fake_learns_from_i
     assert largest[500] == 0 < largest[625]
 
 
+def test_the_learning_rate_is_lower_in_the_finish(build: Any):
+    objective = Adversarial(width=4).build(build(share=0.5, lr_scale=0.2))
+    assert [objective.pace(Progress(step=step, total_steps=10, images=0)) for step in (4, 5)] == [1.0, 0.2]
+
+
 def test_the_teacher_is_no_part_of_it_and_gets_no_gradient(build: Any):
     objective = build().train()
     (teacher,) = objective._matching[0]._teacher
