@@ -125,3 +125,16 @@ def test_the_first_step_of_radam_follows_the_gradient_and_decays_the_weights_apa
     rate = run.job.learning_rate(0)
     expected = start * (1 - rate * 0.1) - rate * grads[0]  # Liu 2020: no second moment while rho_t is at most 4
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_objective_sets_the_pace_of_the_learning_rate_of_every_group(training, grouped):
+    class Slower(grouped):
+        def pace(self, progress):
+            return 1.0 if progress.step < 4 else 0.0
+
+    run, other = training("slower"), training("other")
+    objective = Slower()
+    other.run(grouped(), interrupted_at=4)
+    run.run(objective)
+    kept = load_file(other.checkpoint(4) / "objective.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in objective.state_dict().items())
