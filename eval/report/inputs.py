@@ -37,6 +37,11 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     students = {f"students/{each['name']}": each["stage"] for each in trainings}
     stages = {"teacher": "teacher", **students, "eval": "eval"}
     manifests = {title: read_sealed(_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
+    read = [each.get("inputs", {}).get("weights", {}).get("trajectories") for each in manifests.values()]
+    if (path := run_dir / "trajectories/manifest.json").is_file():  # students do without those they were made of
+        made = read_sealed(path)
+        if made["inputs"]["trajectories"] in read:
+            manifests = {"teacher": manifests["teacher"], "trajectories": made} | manifests
     benchmark = read_json(_file(run_dir, "eval/benchmark.json"))
     files = [_file(run_dir, f"eval/samplers/{slug(name)}.json") for name in benchmark["sampler_order"]]
     samplers = [read_sealed(file) for file in files]

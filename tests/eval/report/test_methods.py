@@ -65,6 +65,19 @@ def test_what_trajectories_of_the_teacher_cost_is_in_the_cost(family_dir):
     assert row["Reads of the teacher"] == "trajectories"
 
 
+def test_the_time_of_a_run_has_that_of_the_trajectories_it_learned_from(family_dir):
+    settings = {"number": 10, "steps": 4}
+    for stage, more in (("students/ect", {"weights": {"trajectories": settings}}), ("trajectories", {})):
+        path = family_dir / stage / "manifest.json"
+        path.parent.mkdir(exist_ok=True)
+        kept = json.loads((family_dir / "students" / "ect" / "manifest.json").read_text())
+        path.write_text(json.dumps(kept | {"seconds": 30.0, "inputs": {"trajectories": settings} | more}))
+    stages = {each["stage"]: each["seconds"] for each in read_run(family_dir, []).results["stages"]}
+    assert (list(stages)[:2], stages["trajectories"]) == (["teacher", "trajectories"], 30.0)
+    path.write_text(path.read_text().replace('"number": 10', '"number": 11'))  # no student that is there read these
+    assert "trajectories" not in [each["stage"] for each in read_run(family_dir, []).results["stages"]]
+
+
 def test_the_table_of_samplers_has_first_trainings_and_the_headline_a_mean(family_dir):
     results = read_run(family_dir, []).results
     assert [row["name"] for row, _ in rows(results) if row["kind"] == "student"] == ["cd@1", "cd@2", "ect@1", "ect@2"]
