@@ -109,7 +109,8 @@ def test_another_pipeline_is_measured_and_its_evaluations_counted(ddim_folder):
     images = own.sample(KeyedNoise(own.shape, 0, 0, 3))
     assert images.shape == (3, 1, 8, 8)
     assert images.abs().max() <= 1
-    assert torch.equal(images[1:], own.sample(KeyedNoise(own.shape, 0, 1, 3)))
+    again = own.sample(KeyedNoise(own.shape, 0, 1, 3))  # in another batch a processor may round otherwise
+    torch.testing.assert_close(images[1:], again, rtol=0, atol=1e-5)
     assert opened(f"{ddim_folder}@ddim:7").schedule[0] == 99  # trailing: the first step is at the noise
 
 

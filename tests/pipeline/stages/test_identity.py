@@ -112,7 +112,13 @@ def test_another_student_leaves_the_first_and_its_results_alone(run, tiny, capsy
     results = read_json(run / "report" / "results.json")
     assert [each["name"] for each in results["samplers"]][1:] == ["student@1", "ect@1", "student@2", "ect@2"]
     assert {each["kind"] for each in results["samplers"]} == {"teacher", "student"}
-    assert [stage["stage"] for stage in results["stages"]] == ["teacher", "student", "student ect", "eval"]
+    assert [stage["stage"] for stage in results["stages"]] == [
+        "teacher",
+        "trajectories",
+        "student",
+        "student ect",
+        "eval",
+    ]
     assert read_json(run / "students" / "ect" / "manifest.json")["stage"] == "student ect"
     traces = [(run / "logs" / "students" / f"{name}.jsonl").read_text() for name in ("student", "ect")]
     assert traces[0] != traces[1]
