@@ -37,7 +37,7 @@ def read_run(run_dir: Path, commands: Sequence[str]) -> RunFiles:
     students = {f"students/{each['name']}": each["stage"] for each in trainings}
     stages = {"teacher": "teacher", **students, "eval": "eval"}
     manifests = {title: read_sealed(_file(run_dir, f"{stage}/manifest.json")) for stage, title in stages.items()}
-    read = [each.get("inputs", {}).get("weights", {}).get("trajectories") for each in manifests.values()]
+    read = [_trajectories(each) for each in manifests.values()]
     if (path := run_dir / "trajectories/manifest.json").is_file():  # students do without those they were made of
         made = read_sealed(path)
         if made["inputs"]["trajectories"] in read:
@@ -91,6 +91,11 @@ def _trainings(config: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _trajectories(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of the trajectories that a stage's weights were learned from; None: from none."""
+    return manifest.get("inputs", {}).get("weights", {}).get("trajectories")
+
+
 def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a training took: seconds of its loop, network evaluations an image and in all.
 
@@ -98,7 +103,7 @@ def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, 
     in full for each training. average: the half-life, as the log names it, of the average that was saved.
     """
     cost, trajectories = manifest.get("cost") or {}, 0
-    if (made := manifest.get("inputs", {}).get("weights", {}).get("trajectories")) is not None:
+    if (made := _trajectories(manifest)) is not None:
         trajectories = made["number"] * made["steps"]
     each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
