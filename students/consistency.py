@@ -1,5 +1,6 @@
 """The consistency function f(x, sigma) = c_skip*x + c_out*F(c_in*x, 250 ln sigma), as stock diffusers computes it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from diffusers import ConsistencyModelPipeline, UNet2DModel
 from torch import Tensor
 
 from fewstep.students.grid import StepGrid
-from fewstep.students.interfaces import StockCall, Student
+from fewstep.students.interfaces import FixedStep, StockCall, Student
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space
 from fewstep.teachers.scaling import Consistency
 from fewstep.teachers.solvers import Draw, Planned
@@ -56,6 +57,16 @@ class ConsistencyModel(Student):
         """See `Student`; the schedule is `step_sigmas`."""
         return plan_consistency(self.step_sigmas(steps))
 
+    def fixed_steps(self, steps: int) -> list[FixedStep]:
+        """See `Student`."""
+        sigmas = self.step_sigmas(steps)
+        factors = zip(*(values.tolist() for values in self.scaling(torch.tensor(sigmas))), strict=True)
+        noises = [sigmas[0], *(math.sqrt(sigma**2 - self.sigma_min**2) for sigma in sigmas[1:])]
+        return [
+            FixedStep(noise=noise, scale=c_in, time=c_noise, skip=c_skip, out=c_out, clamped=True)
+            for noise, (c_skip, c_out, c_in, c_noise) in zip(noises, factors, strict=True)
+        ]
+
     def pipeline(self) -> ConsistencyModelPipeline:
         """See `Student`."""
         scheduler = self.grid.scheduler(self.sigma_min, self.sigma_max, self.scaling.sigma_data)
@@ -71,7 +82,7 @@ class ConsistencyModel(Student):
         return [StockCall(call, plan_consistency(grid.sigmas(steps, *ends))) for call, steps, grid in calls]
 
     def stock_call(self, steps: int) -> dict[str, Any]:
-        """The arguments with which the stock pipeline uses the noise levels of `step_sigmas`."""
+        """See `Student`: the noise levels are those of `step_sigmas`."""
         if steps not in self.grid.chosen:
             return {"num_inference_steps": steps}
         return {"num_inference_steps": None, "timesteps": list(self.grid.chosen[steps])}

@@ -1,14 +1,16 @@
 """A student that stock diffusers samples by DDIM: the teacher's network under the teacher's own schedule."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.students.convert import of_images_alone
-from fewstep.students.interfaces import StockCall, Student
+from fewstep.students.interfaces import FixedStep, StockCall, Student
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import SCALINGS
@@ -56,6 +58,26 @@ class DDIMStudent(Student):
     def timesteps(self, steps: int) -> list[int]:
         """Those of a call with `steps` steps, descending from the last of the schedule."""
         return [int(t) for t in self.plan(steps).schedule]
+
+    def fixed_steps(self, steps: int) -> list[FixedStep]:
+        """See `Student`: in the terms of sigma a step goes the part 1 - sigma'/sigma of the way to D(x; sigma)."""
+        table = vp_table(self.scheduler.alphas_cumprod)
+        sigmas = table[self.timesteps(steps)]
+        kept = torch.cat([sigmas[1:], sigmas.new_zeros(1)]) / sigmas
+        c_skip, c_out, c_in, c_noise = self.scaling(sigmas)
+        skip, out = (1 - kept) * c_skip + kept, (1 - kept) * c_out
+        start = math.sqrt(1 + float(sigmas[0]) ** 2)
+        columns = zip(c_in.tolist(), c_noise.tolist(), skip.tolist(), out.tolist(), strict=True)
+        return [
+            FixedStep(
+                noise=0 if index else start, scale=scale, time=time, skip=one, out=two, clamped=index == steps - 1
+            )
+            for index, (scale, time, one, two) in enumerate(columns)
+        ]
+
+    def stock_call(self, steps: int) -> dict[str, Any]:
+        """See `Student`."""
+        return {"num_inference_steps": steps}
 
     def pipeline(self) -> DDIMPipeline:
         """See `Student`."""

@@ -16,6 +16,20 @@ class StockCall(NamedTuple):
     planned: Planned
 
 
+class FixedStep(NamedTuple):
+    """One step of a sampler in numbers: x <- x + noise*z, then x <- skip*x + out*F(scale*x, time).
+
+    x is in the terms of x0 + sigma*eps and starts at 0; z is standard normal; `clamped`: to [-1, 1] at the end.
+    """
+
+    noise: float
+    scale: float
+    time: float
+    skip: float
+    out: float
+    clamped: bool
+
+
 class Student(Preconditioned):
     """A model that makes images in few steps, and that a stock diffusers pipeline samples to the same images."""
 
@@ -27,6 +41,14 @@ class Student(Preconditioned):
     @abstractmethod
     def plan(self, steps: int) -> Planned:
         """How it makes images in `steps` steps, 1 up to `most_steps`."""
+
+    @abstractmethod
+    def fixed_steps(self, steps: int) -> list[FixedStep]:
+        """`plan` as numbers, for a graph that holds nothing else."""
+
+    @abstractmethod
+    def stock_call(self, steps: int) -> dict[str, Any]:
+        """The arguments with which the stock pipeline makes the images of `plan(steps)`."""
 
     @abstractmethod
     def pipeline(self) -> DiffusionPipeline:

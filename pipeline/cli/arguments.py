@@ -126,3 +126,14 @@ def check_parent(out: Path) -> None:
     """UserError where the folder that a file is to be written into does not exist."""
     if not out.absolute().parent.is_dir():
         raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")
+
+
+def add_run(parser: Parser, nargs: str | None = None) -> None:
+    """RUN, the folder of a run."""
+    parser.add_argument("run", metavar="RUN", type=Path, nargs=nargs, help="folder of the run, such as runs/digits")
+
+
+def require_run(folder: Path) -> None:
+    """UserError where there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(folder, None, "no such run folder: make one with fewstep run")

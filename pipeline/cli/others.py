@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli.arguments import Parser, check_parent, key_help, number, overrides
+from fewstep.pipeline.cli.arguments import Parser, add_run, check_parent, key_help, number, overrides, require_run
 from fewstep.pipeline.config.evaluation import JudgeConfig
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import load_config, preset_names, preset_text
@@ -26,7 +26,7 @@ the extractor (sha256 of its weights). The extractor is inception, for the 8x8 d
 def sample(argv: Sequence[str]) -> None:
     """`fewstep sample RUN --num 64 --steps 2 --seed 0 -o DIR`."""
     parser = Parser(prog="fewstep sample", description="Make images with a student of a finished run.")
-    _add_run(parser)
+    add_run(parser)
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
     parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
     parser.add_argument(
@@ -39,7 +39,7 @@ def sample(argv: Sequence[str]) -> None:
     parser.add_argument("--labels", metavar="N", type=number(int, ge=0), nargs="+", help="classes, used in turn")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz")
     given = parser.parse_args(argv)
-    _require_run(given.run)
+    require_run(given.run)
     from fewstep.pipeline.sampling import sample
 
     arguments = (given.run, given.num, given.steps, given.seed, given.labels, given.out, given.format, given.student)
@@ -50,9 +50,9 @@ def report(argv: Sequence[str]) -> None:
     """`fewstep report RUN`."""
     description = "Write the report of a measured run again, from its files alone."
     parser = Parser(prog="fewstep report", description=description)
-    _add_run(parser)
+    add_run(parser)
     given = parser.parse_args(argv)
-    _require_run(given.run)
+    require_run(given.run)
     from fewstep.pipeline.stages import run
 
     run.report(given.run)
@@ -66,7 +66,7 @@ def rate(argv: Sequence[str]) -> None:
         "fewstep rate --collect FILE ...",
         description="Ask people: a page that shows pairs of images blind and takes answers by keyboard. No server.",
     )
-    _add_run(parser, nargs="?")
+    add_run(parser, nargs="?")
     parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
     parser.add_argument(
         "--pairs", metavar="N", type=number(int, ge=1, le=1000), default=40, help="of each kind; default: 40"
@@ -84,7 +84,7 @@ def rate(argv: Sequence[str]) -> None:
         rates, remarks = collect(given.collect)
         say("\n".join([*remarks, *rates_text(rates)]))
         return
-    _require_run(given.run)
+    require_run(given.run)
     out = given.out or given.run / "rate.html"
     check_parent(out)
     from fewstep.pipeline.stages.rate import write_rating_page
@@ -130,12 +130,3 @@ def presets(argv: Sequence[str]) -> None:
         print(f"{name:<14}{preset_text(name).partition(chr(10))[0].removeprefix('# ')}")
         print(f"{'':<14}data: {load_config(name).data.source}")
     print("\nfewstep run NAME --print_config shows one in full; fewstep run NAME --help explains its keys.")
-
-
-def _add_run(parser: Parser, nargs: str | None = None) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, nargs=nargs, help="folder of the run, such as runs/digits")
-
-
-def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(folder, None, "no such run folder: make one with fewstep run")

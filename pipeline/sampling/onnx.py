@@ -1,42 +1,52 @@
-"""A one-step generator in an .onnx file as a Sampler.
+"""A generator in an .onnx file as a Sampler.
 
-The interface is that of an exported student: one input `noise` float32 [B, C, H, W], standard normal, one output of the
-same shape, an image in [-1, 1]; the noise level, the scalings and the timestep are inside the graph.
+The interface is that of an exported student: the input `noise` float32 [B, C, H, W], standard normal, and of several
+steps `noise_2` and so on of that shape; one output, images float32 [B, C, H, W] in [-1, 1] or uint8 [B, H, W, C]. The
+noise levels, the scalings and the timesteps are inside the graph.
 """
 
+import json
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
-from fewstep.files import sha256_file, sha256_json
+from fewstep.files import read_json, sha256_file, sha256_json
+from fewstep.pipeline.export.names import PARITY
+from fewstep.pipeline.export.provenance import KEY
 
 INPUT = "noise"
+OPTIMIZATIONS = ("all", "extended", "basic")
+"""Of onnxruntime's graph optimizations: each has those of the ones after it."""
 
 
 class OnnxSampler:
     """An ONNX file run by onnxruntime on the processor; UserError where it has another interface."""
 
     kind = "export"
-    nfe = 1
     networks = ()
     num_classes: int | None = None
     schedule: Sequence[float] = ()
     device = torch.device("cpu")  # where it runs, whatever device the others of a table run on
 
-    def __init__(self, name: str, label: str, path: Path) -> None:
+    def __init__(
+        self, name: str, label: str, path: Path, threads: int | None = None, optimization: str = "all"
+    ) -> None:
         try:
             import onnx
             import onnxruntime
         except ImportError:
             raise UserError(name, None, "needs onnx and onnxruntime: pip install 'fewstep[export]'") from None
-        self.name, self.label, self._files = name, f"{label}, 1 step", {path}
+        self.name, self._files = name, {path}
         with unreadable(name, "cannot be loaded as an ONNX graph"):
             model = onnx.load(path, load_external_data=False)
             for tensor in _tensors(model, onnx.TensorProto):
@@ -44,20 +54,33 @@ class OnnxSampler:
                     self._files.add(_external(name, path, tensor))
             self.network_parameters = sum(prod(tensor.dims) for tensor in model.graph.initializer)
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
+            options.intra_op_num_threads = threads or torch.get_num_threads()
+            options.graph_optimization_level = getattr(
+                onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{optimization.upper()}"
+            )
             options.log_severity_level = 4  # what is wrong is in the exception
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = [each.name for each in self._session.get_inputs()]
         self.shape = self._checked_shape()
         check_size(name, self.shape)
+        self.nfe = steps_of(model, len(self._inputs))
+        self.label = f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}"
         with unreadable(name, "fails on a batch of 2"):
-            image = self._session.run(None, {INPUT: torch.zeros(2, *self.shape).numpy()})[0]
-        if image.shape != (2, *self.shape) or image.dtype.name != "float32":
+            image = self._run([torch.zeros(2, *self.shape) for _ in self._inputs])
+        channels, height, width = self.shape
+        if (image.shape, image.dtype) not in [
+            ((2, *self.shape), np.dtype("float32")),
+            ((2, height, width, channels), np.dtype("uint8")),
+        ]:
             remedy = f"gives {image.dtype.name} {image.shape} for two images {self.shape}; needed is float32, as large"
             raise UserError(name, None, remedy)
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] float32 in [-1, 1] on the CPU; `labels` is not used."""
-        return torch.from_numpy(self._session.run(None, {INPUT: noise.draw().cpu().numpy()})[0])
+        return as_floats(torch.from_numpy(self._run([noise.draw().cpu() for _ in self._inputs])))
+
+    def _run(self, noises: Sequence[Tensor]) -> Any:  # noqa: ANN401 - an array
+        return self._session.run(None, {name: x.numpy() for name, x in zip(self._inputs, noises, strict=True)})[0]
 
     def identity(self) -> str:
         """A hash of the graph and of the weights that lie beside it."""
@@ -66,12 +89,44 @@ class OnnxSampler:
     def _checked_shape(self) -> tuple[int, int, int]:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
-        fits = len(inputs) == len(outputs) == 1 and inputs[0].name == INPUT and inputs[0].type == "tensor(float)"
-        shape = inputs[0].shape if fits else ()
+        fits = are_noises(self._inputs) and {each.type for each in inputs} == {"tensor(float)"} and len(outputs) == 1
+        shape = inputs[0].shape if fits and all(each.shape == inputs[0].shape for each in inputs) else ()
         if len(shape) != 4 or isinstance(shape[0], int) or not all(isinstance(side, int) for side in shape[1:]):
             remedy = f"has the inputs {found} and {len(outputs)} outputs; needed is one float input {INPUT!r}"
             raise UserError(self.name, None, f"{remedy} [B, C, H, W] with a free B, and one output")
         return shape[1], shape[2], shape[3]
+
+
+def session_of(path: Path) -> tuple[int | None, str]:
+    """Threads and optimization with which an exported graph was fastest, by the parity.json beside it; see there."""
+    with suppress(UserError):
+        for each in read_json(path.parent / PARITY, {"files": [{"file": str}]})["files"]:
+            session = each.get("session", {})
+            if each["file"] == path.name and session.get("optimization") in OPTIMIZATIONS:
+                threads = session.get("threads")
+                fits = isinstance(threads, int) and 0 < threads <= torch.get_num_threads()
+                return threads if fits else None, session["optimization"]
+    return None, OPTIMIZATIONS[0]
+
+
+def are_noises(names: Sequence[str]) -> bool:
+    """Whether inputs are noise, or noise and one of each later step that draws one: noise, noise_2, noise_4."""
+    found = [re.fullmatch(rf"{INPUT}_([2-9]|[1-9]\d+)", name) for name in names[1:]]
+    steps = [int(each[1]) for each in found if each]
+    return names[:1] == [INPUT] and len(steps) == len(found) and steps == sorted(set(steps))
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images of either output as float32 [B, C, H, W] in [-1, 1], of which `to_uint8` makes the same pixels."""
+    return images.permute(0, 3, 1, 2) / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def steps_of(model: Any, default: int) -> int:  # noqa: ANN401 - a protobuf message
+    """How many network evaluations a graph makes, as it says itself."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    with suppress(ValueError, LookupError, TypeError):
+        return int(json.loads(text or "")["steps"][0])
+    return default
 
 
 def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - protobuf's classes are made at run time

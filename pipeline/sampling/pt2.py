@@ -1,9 +1,13 @@
-"""A one-step generator in a .pt2 file (torch.export) as a Sampler: noise [B, C, H, W] in, images of that shape out.
+"""A generator in a .pt2 file (torch.export) as a Sampler: noise [B, C, H, W] in, images out.
+
+Of several steps the first input is `noise` and the others are as large. Images are those of `onnx`.
 
 torch.export.load unpickles parts of its file and compiles text of it, so that opening a file can run whatever code its
 maker put there. Opened are files that a manifest of fewstep beside them vouches for, and others at the user's word.
 """
 
+import json
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from logging import LogRecord, getLogger
@@ -19,6 +23,8 @@ from fewstep.errors import UserError, first_line, unreadable
 from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 from fewstep.files import sha256_file
+from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of
+from fewstep.pipeline.sampling.onnx import are_noises, as_floats
 from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest
 
 INPUT = "noise"
@@ -32,23 +38,28 @@ class ProgramSampler:
     """
 
     kind = "export"
-    nfe = 1
     num_classes: int | None = None
     schedule: Sequence[float] = ()
 
     def __init__(self, name: str, label: str, path: Path, device: torch.device, *, trust: bool = False) -> None:
         check_trust(name, path, trust=trust)
-        program = _load(name, path)
+        program, facts = _load(name, path)
         self.shape = _image_shape(name, program)
         check_size(name, self.shape)
-        self.name, self.label, self._device = name, f"{label}, 1 step", device
+        self._noises = len(program.graph_signature.user_inputs)
+        with suppress(ValueError, LookupError, TypeError):
+            self.nfe = self._noises
+            self.nfe = int(json.loads(facts)["steps"][0])
+        self.name, self.label, self._device = name, f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
         with unreadable(name, f"cannot be made into a module on {device}"):
             self._module = move_to_device_pass(program, device).module()
         self.networks = (self._module,)
         for batch in (1, 2):
             x = torch.zeros(batch, *self.shape, device=device)
-            image = self._run(x)
+            image = self._run([x] * self._noises)
+            if isinstance(image, Tensor) and image.dtype == torch.uint8:
+                image = as_floats(image)
             if not isinstance(image, Tensor) or image.shape != x.shape or image.dtype != x.dtype:
                 found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
                 remedy = f"gives {found} for {tuple(x.shape)}; needed is float32, as large"
@@ -59,17 +70,44 @@ class ProgramSampler:
 
         UserError: the program fails, as one does that was exported for fewer images at a time.
         """
-        return self._run(noise.draw().to(self._device))
+        return as_floats(self._run([noise.draw().to(self._device) for _ in range(self._noises)]))
 
     @torch.inference_mode()
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, noises: list[Tensor]) -> Tensor:
+        batch = len(noises[0])
         try:
-            return self._module(x)
+            return self._module(*noises)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # an operator may raise anything
-            remedy = "; eval.batch_size and eval.throughput_batch_sizes set smaller ones" if len(x) > 2 else ""
-            raise UserError(self.name, None, f"fails on a batch of {len(x)} ({first_line(error)}){remedy}") from None
+            remedy = "; eval.batch_size and eval.throughput_batch_sizes set smaller ones" if batch > 2 else ""
+            raise UserError(self.name, None, f"fails on a batch of {batch} ({first_line(error)}){remedy}") from None
+
+
+class PackageSampler(ProgramSampler):
+    """A package of compiled code (AOTInductor), for the processor that it was compiled on; UserError: as above."""
+
+    networks: Sequence[torch.nn.Module] = ()
+
+    def __init__(self, name: str, label: str, path: Path, *, trust: bool = False) -> None:
+        check_trust(name, path, trust=trust)
+        facts = provenance_of(path)
+        channels, height, width = facts["shape"]
+        self.name, self.shape, self.nfe = name, (channels, height, width), facts["steps"][0]
+        check_size(name, self.shape)
+        self.label, self.device = f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}", torch.device("cpu")
+        self._device, self._noises, self.network_parameters = self.device, len(facts["inputs"]), facts["parameters"]
+        with unreadable(name, "cannot be loaded as compiled code on this machine"):
+            self._module = torch._inductor.aoti_load_package(str(path))
+        self._run([torch.zeros(2, *self.shape)] * self._noises)
+
+
+def open_program(name: str, label: str, path: Path, device: torch.device, *, trust: bool = False) -> ProgramSampler:
+    """The sampler of a .pt2 of either kind."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(map(is_package, archive.namelist())):
+            return PackageSampler(name, label, path, trust=trust)
+    return ProgramSampler(name, label, path, device, trust=trust)
 
 
 def check_trust(name: str, path: Path, *, trust: bool) -> None:
@@ -84,8 +122,11 @@ def check_trust(name: str, path: Path, *, trust: bool) -> None:
         raise UserError(name, None, f"has changed since it was exported (its sha256 is not {MANIFEST}'s); export again")
 
 
-def _load(name: str, path: Path) -> ExportedProgram:
-    """The program of a trusted file. torch.export only logs why it fails, with a traceback: here that is the error."""
+def _load(name: str, path: Path) -> tuple[ExportedProgram, str]:
+    """The program of a trusted file, and what it says of itself.
+
+    torch.export only logs why it fails, with a traceback: here that is the error.
+    """
     reasons: list[Any] = []
 
     def keep(record: LogRecord) -> bool:
@@ -95,7 +136,8 @@ def _load(name: str, path: Path) -> ExportedProgram:
     log = getLogger("torch.export")
     log.addFilter(keep)
     try:
-        return torch.export.load(path)
+        files = {f"{KEY}.json": ""}
+        return torch.export.load(path, extra_files=files), files[f"{KEY}.json"]
     except Exception as error:  # whatever the parts of torch's loader raise
         reason = first_line(next(iter(reasons), error))
         raise UserError(name, None, f"cannot be loaded as a torch.export program ({reason})") from None
@@ -108,7 +150,11 @@ def _image_shape(name: str, program: ExportedProgram) -> tuple[int, int, int]:
     inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
     values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
     x = values.get(INPUT)
-    if inputs == (INPUT,) and len(outputs) == 1 and isinstance(x, Tensor) and x.dtype == torch.float32 and x.ndim == 4:
+    names = [str(each) for each in inputs]
+    noises = are_noises(names) or names == [INPUT, *(f"later_{index}" for index in range(len(names) - 1))]
+    alike = [getattr(values.get(name), "shape", None) == getattr(x, "shape", ()) for name in names]
+    fits = noises and all(alike) and len(outputs) == 1
+    if fits and isinstance(x, Tensor) and x.dtype == torch.float32 and x.ndim == 4:
         batch, *sides = x.shape
         if not isinstance(batch, int) and all(isinstance(side, int) for side in sides):
             return sides[0], sides[1], sides[2]

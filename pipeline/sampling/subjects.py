@@ -22,8 +22,8 @@ from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.sampling.grammar import parse
 from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, student_sampler, teacher_sampler
-from fewstep.pipeline.sampling.onnx import OnnxSampler
-from fewstep.pipeline.sampling.pt2 import ProgramSampler
+from fewstep.pipeline.sampling.onnx import OnnxSampler, session_of
+from fewstep.pipeline.sampling.pt2 import open_program
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.students.load import is_student, load_student
@@ -53,15 +53,19 @@ def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tup
             raise UserError(path, None, remedy)
         exported = path.is_file() and path.suffix != ".npz"
         if spec is not None:
-            why = "an exported student makes one step" if exported else "images that are there already have no steps"
+            why = (
+                "an exported student makes the steps that it was exported for"
+                if exported
+                else "images that are there already have no steps"
+            )
             raise UserError(text, spec, f"{why}: leave out what follows @")
         if not exported:
             images = _read_folder(path) if path.is_dir() else _read_npz(path)
             return StoredImages(text, _label(path), images), partial(pixels_sha256, images)
         if path.suffix == ".onnx":
-            graph = OnnxSampler(text, _label(path), path)
+            graph = OnnxSampler(text, _label(path), path, *session_of(path))
             return graph, graph.identity
-        return ProgramSampler(text, _label(path), path, device, trust=trust), partial(sha256_file, path)
+        return open_program(text, _label(path), path, device, trust=trust), partial(sha256_file, path)
     if not path.is_dir():
         path = fetch(text, place)
     name = parse(f"x@{spec}")

@@ -47,7 +47,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
     )
-    reference, shown = _reference(run, extractor)
+    reference, shown = reference_of(run, extractor)
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "samplers").exists():
@@ -89,7 +89,7 @@ def _take_earlier(folder: Path, work: Path) -> None:
             shutil.copyfile(file, work / name)
 
 
-def _reference(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:
+def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:
     """What quality is measured against, and real images to show beside the generated ones."""
     data, file = run.config.data, run.config.eval.reference
     if file is not None:

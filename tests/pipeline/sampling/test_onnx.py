@@ -80,7 +80,9 @@ def test_a_file_that_is_no_graph_is_one_line(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"\x00not a graph")
     with pytest.raises(UserError, match="cannot be loaded as an ONNX graph"):
         OnnxSampler("x.onnx", "x", tmp_path / "x.onnx")
-    with pytest.raises(UserError, match="an exported student makes one step: leave out what follows @"):
+    with pytest.raises(
+        UserError, match="an exported student makes the steps that it was exported for: leave out what follows @"
+    ):
         open_subject(f"{graph(tmp_path / 'y.onnx')}@2", torch.device("cpu"))
 
 

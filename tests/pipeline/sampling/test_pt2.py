@@ -111,5 +111,7 @@ def test_a_program_that_fails_on_a_batch_is_one_line(tmp_path):
 
 
 def test_steps_are_refused(program):
-    with pytest.raises(UserError, match="an exported student makes one step: leave out what follows @"):
+    with pytest.raises(
+        UserError, match="an exported student makes the steps that it was exported for: leave out what follows @"
+    ):
         open_subject(f"{program}@2", CPU)

@@ -1,0 +1,123 @@
+"""The commands by which a student leaves the house: `fewstep export`, `demo`, `push` and `inspect`."""
+
+import json
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.pipeline.cli.arguments import Parser, add_run, check_parent, number, require_run
+from fewstep.pipeline.sampling.grammar import STEPS
+from fewstep.progress import say
+
+_EXPORT = """Write a student as files for other programs, run each in its own runtime, and hold its images against those
+of stock diffusers: RUN/export/parity.json. A file beyond tolerance is not written.
+
+onnx: the graph in float32, for onnxruntime. onnx-fp16: its weights in half the bytes, arithmetic in float32. onnx-int8:
+convolutions in int8. pt2: torch.export. aoti: compiled for this processor (AOTInductor; a minute). safetensors: the
+folder for the hub, with its card and provenance."""
+
+
+def export(argv: Sequence[str]) -> None:
+    """`fewstep export RUN --formats onnx,pt2`."""
+    parser = Parser(prog="fewstep export", description=_EXPORT)
+    add_run(parser)
+    from fewstep.pipeline.export.names import FORMATS
+
+    add_student(parser)
+    parser.add_argument("--formats", metavar="A,B", type=_listed(FORMATS), default=["onnx"], help=", ".join(FORMATS))
+    steps = _listed([str(each) for each in STEPS])
+    parser.add_argument("--steps", metavar="1,2", type=steps, default=["1", "2"], help="a file for each; default: 1,2")
+    parser.add_argument(
+        "--output", choices=("float32", "uint8"), default="float32", help="[B, C, H, W] in [-1, 1], or uint8 NHWC"
+    )
+    images = number(int, ge=100, le=2**20)
+    parser.add_argument("--images", metavar="N", type=images, help="of each file, for its FD; default: eval.images")
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="default: RUN/export")
+    given = parser.parse_args(argv)
+    require_run(given.run)
+    check_parent(given.out or given.run / "export")
+    from fewstep.pipeline.stages import export
+
+    chosen = {"student": given.student, "pixels": given.output == "uint8", "images": given.images, "out": given.out}
+    export.export(given.run, given.formats, [int(each) for each in given.steps], **chosen)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """`fewstep inspect FILE`: what an exported file says of itself."""
+    parser = Parser(prog="fewstep inspect", description="What a file that fewstep exported was made from, and how.")
+    parser.add_argument("file", metavar="FILE", type=Path, help="an .onnx, .pt2 or .safetensors")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    given = parser.parse_args(argv)
+    from fewstep.pipeline.export.provenance import provenance_of
+
+    facts = provenance_of(given.file)
+    if given.json:
+        print(json.dumps(facts, indent=1))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        say(f"{key.replace('_', ' '):<{width}}  {_shown(value)}")
+
+
+def demo(argv: Sequence[str]) -> None:
+    """`fewstep demo RUN -o DIR`: a static page that makes images in the visitor's browser."""
+    description = "Write a folder for any static host: a page that makes a student's images in the visitor's browser."
+    parser = Parser(prog="fewstep demo", description=description)
+    add_run(parser)
+    add_student(parser)
+    parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    what = "onnxruntime-web: npm (fetched by npm pack), or a folder or .tgz of that package"
+    parser.add_argument("--runtime", metavar="FROM", default="npm", help=f"{what}; default: npm")
+    parser.add_argument("--serve", action="store_true", help="then show it on this machine until Ctrl-C")
+    parser.add_argument("--port", metavar="N", type=number(int, ge=0, le=65535), default=8000, help="default: 8000")
+    given = parser.parse_args(argv)
+    require_run(given.run)
+    check_parent(given.out)
+    from fewstep.pipeline.stages import demo
+
+    demo.demo(given.run, given.out, student=given.student, runtime=given.runtime)
+    if given.serve:
+        demo.serve(given.out, given.port)
+
+
+def push(argv: Sequence[str]) -> None:
+    """`fewstep push RUN REPO_ID`."""
+    description = (
+        "Upload a student with its card to the Hugging Face hub; log in with `hf auth login`, or set HF_TOKEN."
+    )
+    parser = Parser(prog="fewstep push", description=description)
+    add_run(parser)
+    parser.add_argument("repo", metavar="REPO_ID", help="OWNER/NAME")
+    add_student(parser)
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--dry-run", action="store_true", help="only list the files and their sizes")
+    given = parser.parse_args(argv)
+    require_run(given.run)
+    from fewstep.pipeline.stages import push
+
+    push.push(given.run, given.repo, student=given.student, private=given.private, dry_run=given.dry_run)
+
+
+def add_student(parser: Parser) -> None:
+    """--student NAME."""
+    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+
+
+def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """What reads A,B of some known names."""
+
+    def read(text: str) -> list[str]:
+        given = [part.strip() for part in text.split(",")]
+        for each in given:
+            if each not in known:
+                raise ArgumentTypeError(f"{each!r}: must be of {', '.join(known)}")
+        return given
+
+    return read
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - of JSON
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) if not any(isinstance(each, list) for each in value) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,69 @@
+"""Images of an exported student, with numpy and onnxruntime alone: python sample.py FILE.onnx [NUM] [SEED] [OUT.png]
+
+This file may be copied: it needs nothing beside it. Image i of seed s is image i of `fewstep sample --seed s`, to a
+processor's rounding. It was written by fewstep (Apache-2.0).
+"""
+
+import math
+import struct
+import sys
+import zlib
+
+import numpy as np
+import onnxruntime
+
+
+def normal(bits: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 `torch.randn(shape)` of a CPU generator: uniforms of 24 bits, Box-Muller over groups of 16."""
+    count = math.prod(shape)
+
+    def pairs(values: np.ndarray) -> np.ndarray:
+        radius = np.sqrt(-2 * np.log(1 - values[:, :8]))
+        angle = 2 * np.pi * values[:, 8:]
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+    def uniform(number: int) -> np.ndarray:
+        return (bits.randint(0, 2**32, number, dtype=np.uint32) & 0xFFFFFF) / 2**24
+
+    first = uniform(count)
+    whole = pairs(first[: count // 16 * 16].reshape(-1, 16)).reshape(-1)
+    if count % 16:  # the last 16 are drawn again
+        last = pairs(uniform(16).reshape(1, 16)).reshape(-1)
+        whole = np.concatenate([whole, np.zeros(count % 16)])
+        whole[-16:] = last
+    return whole.astype(np.float32).reshape(shape)
+
+
+def generate(session: onnxruntime.InferenceSession, num: int, seed: int = 0) -> np.ndarray:
+    """uint8 [num, H, W, C]; each image's noise depends on the seed and its number alone."""
+    inputs = session.get_inputs()
+    noises: dict[str, list[np.ndarray]] = {each.name: [] for each in inputs}
+    for index in range(num):
+        bits = np.random.RandomState(seed * 2**20 + index)
+        for each in inputs:
+            noises[each.name].append(normal(bits, tuple(each.shape[1:])))
+    images = np.asarray(session.run(None, {name: np.stack(values) for name, values in noises.items()})[0])
+    if images.dtype == np.uint8:
+        return images
+    return (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def png(image: np.ndarray) -> bytes:
+    """A PNG file of uint8 [H, W, 1 or 3]."""
+    height, width, channels = image.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)}
+    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in parts.items())  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+if __name__ == "__main__":
+    model, num, seed, out = [*sys.argv[1:], *["", "16", "0", "grid.png"][len(sys.argv[1:]) :]]
+    made = generate(onnxruntime.InferenceSession(model), int(num), int(seed))
+    side = math.ceil(math.sqrt(len(made)))
+    empty = np.zeros((side * side - len(made), *made.shape[1:]), np.uint8)
+    grid = np.concatenate([made, empty]).reshape(side, side, *made.shape[1:])
+    with open(out, "wb") as file:
+        file.write(png(grid.transpose(0, 2, 1, 3, 4).reshape(side * grid.shape[2], -1, grid.shape[-1])))

@@ -1,0 +1,231 @@
+"""`fewstep export RUN`: a student as files, each run in its own runtime and held against stock diffusers."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewstep import __version__
+from fewstep.errors import UserError
+from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.interfaces import Sampler
+from fewstep.eval.noise import KeyedNoise
+from fewstep.eval.speed.environment import environment
+from fewstep.files import read_json, sha256_json, write_json
+from fewstep.pipeline.config.reading import kept_config
+from fewstep.pipeline.export import formats as writing
+from fewstep.pipeline.export.hub import write_hub_folder
+from fewstep.pipeline.export.names import EXACT, FORMATS, PARITY, SUFFIXES
+from fewstep.pipeline.export.parity import Stock, StockSampler, fault, parity
+from fewstep.pipeline.export.speed import fastest_session, side_by_side
+from fewstep.pipeline.sampling.models import prepare_to_sample, student_sampler
+from fewstep.pipeline.sampling.onnx import OnnxSampler
+from fewstep.pipeline.sampling.pt2 import open_program
+from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.evaluate import reference_of
+from fewstep.pipeline.stages.lock import run_lock
+from fewstep.pipeline.stages.manifest import (
+    MANIFEST,
+    changed_inputs,
+    make_stage,
+    model_hash,
+    read_manifest,
+    verify_outputs,
+)
+from fewstep.pipeline.training.signals import raising_signals
+from fewstep.progress import say
+from fewstep.students.graph import Generator
+from fewstep.students.interfaces import Student
+from fewstep.students.load import load_student, student_folder
+
+CALIBRATION_SEED = 4094
+"""Of noise that no result and no choice uses."""
+CPU = torch.device("cpu")
+
+
+def export(
+    run: Path,
+    formats: Sequence[str] = ("onnx",),
+    steps: Sequence[int] = (1, 2),
+    *,
+    student: str | None = None,
+    pixels: bool = False,
+    images: int | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Write a run's student in `formats`, a file for each of `steps`, with parity.json; returns the folder.
+
+    `student` names one where the run has several. `pixels`: images come out as uint8 [B, H, W, C]. `images`: how many
+    of each file are made for its FD; None: as many as the run's results are of. `out`: by default RUN/export.
+    UserError: no student, or one that has changed since it was made; a format that this machine cannot write; a file
+    that does not make the images of stock diffusers: then nothing is left of all.
+    """
+    folder, config = out or run / "export", kept_config(run)
+    with run_lock(run), raising_signals():
+        job = Export(run, student_folder(run, student), pixels=pixels, images=images or config.eval.images)
+        inputs = {
+            "student": model_hash(job.student_folder),
+            "formats": [name for name in FORMATS if name in formats],
+            "steps": sorted(set(steps)),
+            "output": "uint8" if pixels else "float32",
+            "images": job.images,
+            "version": __version__,
+        }
+        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+            raise UserError(folder, None, "exists and was not made by fewstep export: give another folder with -o")
+        if changed_inputs(folder, "export", inputs) == {}:
+            verify_outputs(folder)
+            say("export: up to date")
+        else:
+            facts = {"config_hash": sha256_json(config.to_dict()), "environment": environment(CPU)}
+            make_stage(folder, "export", inputs, facts, lambda stage: job.write(stage, inputs))
+        for line in summary(folder):
+            say(line)
+        say(str(folder))
+    return folder
+
+
+class Export:
+    """One export in progress."""
+
+    def __init__(self, run: Path, folder: Path, *, pixels: bool, images: int) -> None:
+        verify_outputs(folder)
+        self.run, self.student_folder, self.pixels, self.images = run, folder, pixels, images
+        self.context = RunContext(kept_config(run), run)
+        self.student: Student = load_student(folder)
+
+    def write(self, stage: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Fill the stage's folder; what is not offered is not left in it."""
+        config = self.context.config.eval
+        extractor = load_extractor(config.extractor, config.weights, CPU)
+        reference, _ = reference_of(self.context, extractor)
+        found: list[dict[str, Any]] = []
+        for steps in inputs["steps"]:
+            say(f"export: {steps} step{'s' if steps > 1 else ''}, {self.images:,} images of stock diffusers")
+            stock = Stock.of(StockSampler(self.student_folder, self.student, steps), self.images, reference, extractor)
+            for name in inputs["formats"]:
+                if name == "safetensors" and found and any(each["format"] == name for each in found):
+                    continue  # one folder for all steps
+                found.append(self._one(stage, name, steps, stock))
+        refused = [each for each in found if each["fault"]]
+        if exact := [each for each in refused if each["format"] in EXACT]:
+            raise UserError(exact[0]["file"], None, f"{exact[0]['fault']}: nothing was exported")
+        if len(refused) == len(found):
+            raise UserError(refused[0]["file"], None, f"{refused[0]['fault']}: nothing was exported")
+        for each in refused:
+            (stage / each["file"]).unlink()
+        protocol = self._protocol()
+        value = {"format": 1, "environment": environment(CPU), "extractor": extractor.to_json(), "protocol": protocol}
+        write_json(stage / PARITY, value | {"files": found})
+        if any("onnx" in each["format"] and not each["fault"] for each in found):
+            for name in ("sample.py", "sample.cpp"):
+                shutil.copyfile(str(files("fewstep.pipeline.export") / "standalone" / name), stage / name)
+        return {}
+
+    def _one(self, stage: Path, name: str, steps: int, stock: Stock) -> dict[str, Any]:
+        """Write one file, run it in its own runtime, and tell what was found."""
+        facts = self.facts([steps])
+        if name == "safetensors":
+            file = "diffusers"
+            write_hub_folder(self.run, self.student_folder, stage / file, self.facts(self.all_steps()))
+            sampler: Sampler = StockSampler(stage / file, load_student(stage / file), steps)
+            return self._judged(file, name, steps, sampler, stock, {})
+        file = f"{self.student_folder.name}-{steps}step{SUFFIXES[name]}"
+        path, generator = stage / file, Generator(self.student, steps, pixels=self.pixels)
+        say(f"  {file}")
+        facts["inputs"] = generator.inputs
+        if name in ("pt2", "aoti"):
+            write = writing.write_program if name == "pt2" else writing.write_package
+            write(generator, path, facts)
+            sampler = open_program(file, file, path, CPU, trust=True)
+            return self._judged(file, name, steps, sampler, stock, {})
+        plain = stage / f"{self.student_folder.name}-{steps}step.onnx"
+        kept = plain.exists()
+        if not kept:
+            writing.write_onnx(generator, plain, facts)
+        if name == "onnx-fp16":
+            writing.write_half(plain, path, facts)
+        elif name == "onnx-int8":
+            writing.write_int8(plain, path, self._noises(generator.inputs), facts)
+        if not kept and plain != path:
+            plain.unlink()
+        session = fastest_session(path)
+        sampler = OnnxSampler(file, file, path, session["threads"], session["optimization"])
+        return self._judged(file, name, steps, sampler, stock, {"session": session})
+
+    def _judged(
+        self, file: str, name: str, steps: int, sampler: Sampler, stock: Stock, more: dict[str, Any]
+    ) -> dict[str, Any]:
+        found = parity(sampler, stock)
+        wrong = fault(found, steps=steps, exact=name in EXACT, pixels=self.pixels and name != "safetensors")
+        rates = {}
+        if name != "safetensors":
+            eager = load_student(self.student_folder)
+            prepare_to_sample(eager)
+            rates = side_by_side({"torch": student_sampler(eager, steps), "file": sampler})
+        return {"file": file, "format": name, "steps": steps, "fault": wrong} | found | more | {"speed": rates}
+
+    def _noises(self, inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """What int8 is calibrated on: noise of a seed of its own."""
+        found, size = [], 16
+        for start in range(0, writing.CALIBRATION, size):
+            noise = KeyedNoise(self.student.space.shape, CALIBRATION_SEED, start, start + size)
+            found.append({name: noise.draw().numpy() for name in inputs})
+        return found
+
+    def all_steps(self) -> list[int]:
+        """What the student's folder is called with."""
+        return [steps for steps in (1, 2, 4) if steps <= self.student.most_steps]
+
+    def facts(self, steps: Sequence[int]) -> dict[str, Any]:
+        """The provenance of a file: see `fewstep.pipeline.export.provenance`."""
+        manifest = read_manifest(self.student_folder)
+        made = manifest["inputs"]["weights"]
+        return {
+            "format": 1,
+            "version": __version__,
+            "run": self.context.config.name,
+            "student": self.student_folder.name,
+            "method": next(made[key]["method"]["name"] for key in made if key.startswith("student")),
+            "steps": list(steps),
+            "noise_levels": [self.student.plan(each).schedule for each in steps],
+            "shape": list(self.student.space.shape),
+            "inputs": [],
+            "parameters": sum(parameter.numel() for parameter in self.student.parameters()),
+            "output": "uint8 [B, H, W, C]" if self.pixels else "float32 [B, C, H, W] in [-1, 1]",
+            "config_hash": manifest["config_hash"],
+            "teacher_hash": made["teacher"],
+            "student_hash": model_hash(self.student_folder),
+            "protocol": self._protocol(),
+        }
+
+    def _protocol(self) -> str | None:
+        """The hash of the protocol that the run was measured by; None before it was."""
+        with suppress(UserError, LookupError):
+            return read_json(self.run / "eval" / "benchmark.json", {})["protocol"]["hash"]
+        return None
+
+
+def summary(folder: Path) -> list[str]:
+    """A line for each file of an export."""
+    lines = []
+    for each in read_json(folder / PARITY, {"files": [{}]})["files"]:
+        if each["fault"]:
+            lines.append(f"  warning: {each['file']} is not offered: {each['fault']}")
+            continue
+        path = folder / each["file"]
+        size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        parts = [
+            f"  {each['file']}: {size / 1e6:.2f} MB",
+            f"largest error {each['max_error']:.1e}, {each['equal_pixels']:.3%} of pixels equal",
+            f"FD {each['fd']:.4g} (stock diffusers {each['stock_fd']:.4g})",
+        ]
+        for batch, rate in each["speed"].get("file", {}).items():
+            parts.append(f"{rate / each['speed']['torch'][batch]:.2f} x torch at batch {batch}")
+        lines.append(", ".join(parts))
+    return lines
