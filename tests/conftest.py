@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread per process, the device, the real data."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chromium import Browser
 from fewstep.teachers.interfaces import NONE, Condition, Space
 
 if TYPE_CHECKING:
@@ -159,3 +161,15 @@ class GaussianDenoiser:
 def gaussian() -> type[GaussianDenoiser]:
     """gaussian(mean, variance): the exact denoiser of Gaussian data."""
     return GaussianDenoiser
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """Headless Chromium, whose downloads go to tmp_path/downloads."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("needs chromium and chromedriver")
+    (tmp_path / "downloads").mkdir()
+    browser = Browser(driver, chromium, tmp_path / "downloads")
+    yield browser
+    browser.close()

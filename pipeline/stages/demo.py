@@ -2,6 +2,7 @@
 
 import http.server
 import shutil
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -52,7 +53,8 @@ def demo(run: Path, out: Path, *, student: str | None = None, runtime: str = "np
 def _exported(run: Path, folder: Path) -> Path:
     """RUN/export with the graphs of a page, of the student as it is; formats and steps that it has are kept."""
     target = run / "export"
-    formats, steps = {"onnx", "onnx-fp16"}, set(STEPS)
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    formats, steps = {"onnx", *(["onnx-fp16"] if weights > MOST_BYTES else [])}, set(STEPS)
     if (target / MANIFEST).is_file():
         inputs = read_manifest(target)["inputs"]
         if inputs["student"] == model_hash(folder) and inputs["output"] == "float32":
@@ -112,10 +114,15 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+def handler(folder: Path) -> Callable[..., http.server.SimpleHTTPRequestHandler]:
+    """What answers requests for the files of a page."""
+    return partial(_Handler, directory=str(folder))
+
+
 def serve(folder: Path, port: int) -> None:
     """Show a page on this machine alone until it is interrupted; UserError: the port is in use."""
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(folder)))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler(folder))
     except OSError as error:
         raise UserError("--port", port, f"cannot be listened on ({error.strerror}): give another one") from None
     with server:

@@ -4,10 +4,7 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 import time
-from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -106,51 +103,11 @@ def test_a_wrong_file_is_one_line(tmp_path, value, says):
         collect(files(tmp_path, answers(teacher=(0, 0), real=(0, 0))))
 
 
-class Browser:
-    """Headless Chromium through chromedriver's WebDriver protocol: the few calls that the test needs."""
-
-    def __init__(self, driver, chromium, downloads):
-        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
-        port = next(found[1] for line in self.process.stdout or [] if (found := re.search(r"on port (\d+)\.", line)))
-        self.root = f"http://127.0.0.1:{port}/session"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,800"]
-        options = {"binary": chromium, "args": arguments, "prefs": {"download.default_directory": str(downloads)}}
-        made = self.call("", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
-        self.root += f"/{made['sessionId']}"
-
-    def call(self, path, body=None):
-        request = Request(self.root + path, None if body is None else json.dumps(body).encode())
-        with urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-
-    def script(self, code):
-        return self.call("/execute/sync", {"script": code, "args": []})
-
-    def press(self, key):
-        actions = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self.call("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
-
-    def close(self):
-        with self.process:  # closes its pipe and waits
-            urlopen(Request(self.root, method="DELETE"), timeout=60).close()  # ends the browser
-            self.process.terminate()
-
-
-@pytest.fixture
-def browser(tmp_path):
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("needs chromium and chromedriver")
-    (tmp_path / "downloads").mkdir()
-    browser = Browser(driver, chromium, tmp_path / "downloads")
-    yield browser
-    browser.close()
-
-
 def test_a_person_answers_by_keyboard_and_downloads_what_collect_reads(page, browser, tmp_path):
     (tmp_path / "rate.html").write_text(page)
     browser.call("/url", {"url": f"file://{tmp_path}/rate.html"})
     pairs = data_of(page)["pairs"]
+    browser.wait_for("document.hasFocus()")
     browser.press(RIGHT)
     browser.press(BACK)  # a slip, taken back
     for pair in pairs[:-1]:

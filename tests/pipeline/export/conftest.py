@@ -19,6 +19,17 @@ def exported(tiny_run, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def with_graphs(tiny_run, tmp_path_factory):
+    """The folder of a tiny run with the graphs of a page alone, to be read."""
+    run = tmp_path_factory.mktemp("graphs") / "digits"
+    shutil.copytree(tiny_run, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "SECONDS", 0.02)
+        export(run, ("onnx",), (1, 2))
+    return run
+
+
 @pytest.fixture
 def run(tiny_run, tmp_path, monkeypatch):
     """A copy of the tiny run without an export, to change."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -34,8 +35,10 @@ def found(run):
     return {each["file"]: each for each in json.loads((run / "export" / "parity.json").read_text())["files"]}
 
 
-def session(path):
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def images_of(path, noise):
+    """What a graph makes of keyed noise, in a session of its own."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {each.name: noise.draw().numpy() for each in session.get_inputs()})[0])
 
 
 def test_each_file_that_is_offered_is_there_and_named_in_the_manifest(exported):
@@ -61,12 +64,8 @@ def test_exact_formats_make_the_pixels_of_the_stock_pipeline(exported):
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("batch", [1, 64])
 def test_a_graph_alone_in_onnxruntime_is_the_stock_pipeline(exported, steps, batch):
-    noise = KeyedNoise((1, 8, 8), 7, 0, batch)
-    inputs = {
-        each.name: noise.draw().numpy() for each in session(exported / f"export/student-{steps}step.onnx").get_inputs()
-    }
-    image = session(exported / f"export/student-{steps}step.onnx").run(None, inputs)[0]
-    pipeline = DiffusionPipeline.from_pretrained(exported / "students" / "student")
+    image = images_of(exported / f"export/student-{steps}step.onnx", KeyedNoise((1, 8, 8), 7, 0, batch))
+    pipeline: Any = DiffusionPipeline.from_pretrained(exported / "students" / "student")
     pipeline.set_progress_bar_config(disable=True)
     generators = list(KeyedNoise((1, 8, 8), 7, 0, batch).generators)
     call = fewstep.load_student(exported).stock_call(steps)
@@ -133,9 +132,7 @@ def test_a_file_copied_out_makes_the_images_of_fewstep_without_torch(exported, t
 def test_pixels_come_out_as_uint8_rows(run):
     export(run, ("onnx", "pt2"), (1,), pixels=True)
     theirs = fewstep.sample(fewstep.load_student(run), 5, 1, 0)
-    image = session(run / "export/student-1step.onnx").run(
-        None, {"noise": KeyedNoise((1, 8, 8), 0, 0, 5).draw().numpy()}
-    )[0]
+    image = images_of(run / "export/student-1step.onnx", KeyedNoise((1, 8, 8), 0, 0, 5))
     assert image.dtype == np.uint8
     assert np.array_equal(image, theirs.permute(0, 2, 3, 1).numpy())
     assert all(each["equal_pixels"] >= 0.9999 for each in found(run).values())
