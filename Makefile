@@ -78,9 +78,9 @@ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable $(1)
 endef
 
-# What a run needs: the package (editable) and TensorBoard's log writer.
+# What a run and an export need: the package (editable), TensorBoard's log writer, onnx and onnxruntime.
 .venv/.stamp-run: pyproject.toml | .venv/bin/python
-	$(call install,'.[tensorboard]')
+	$(call install,'.[tensorboard,export]')
 	@touch $@
 
 # On top of that, what the tests and checks need.

@@ -23,7 +23,7 @@ from fewstep.eval.report.tables import best_teacher, firsts, markdown_text, of_k
 from fewstep.files import read_json
 
 RESULTS = Path("eval/results")
-PICTURE = "samples.png"
+PICTURE, PARITY = "samples.png", "parity.json"
 _IMAGES, _ENLARGED, _LABEL = 16, 6, 190
 
 
@@ -41,6 +41,8 @@ def keep(run: Path) -> Path:
         text = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
         grids &= {f"{slug(sampler['name'])}.png" for sampler in drawn(results)}
     (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
+    if (run / "export" / PARITY).is_file():
+        shutil.copyfile(run / "export" / PARITY, folder / PARITY)
     for name in sorted(grids):
         shutil.copyfile(run / "eval" / "grids" / name, folder / "grids" / name)
     return folder
@@ -55,7 +57,7 @@ def write(readme: Path) -> None:
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         results = read_json(folder / "results.json")
         draw(results, folder / "grids").save(folder / PICTURE)
-        for name, block in blocks(results).items():
+        for name, block in (blocks(results) | export_blocks(folder)).items():
             text = replace_block(text, name, block)
     readme.write_text(text, encoding="utf-8")
 
@@ -71,6 +73,34 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
     said = "".join(f"- {markdown_text(line)}\n" for line in found.claims)
     notes = "\n\n".join(markdown_text(line) for line in found.notes)
     return {f"family:{name}": f"{said}\n{found.markdown}\n{notes}\n\n{picture}\n\n{_where(results)}"}
+
+
+def export_blocks(folder: Path) -> dict[str, str]:
+    """What a README shows of the exports that are kept in a folder, {} where there are none."""
+    if not (folder / PARITY).is_file():
+        return {}
+    kept = read_json(folder / PARITY, {"files": [{"file": str}], "environment": {}, "extractor": {"metric_name": str}})
+    name = kept["extractor"]["metric_name"]
+    lines = [
+        f"| file | MB | largest error | equal pixels | {name} | stock diffusers' | images/s, batch 1 | batch 64 |",
+        f"|:--|{'--:|' * 7}",
+    ]
+    for each in kept["files"]:
+        rates = [
+            f"{each['speed']['file'][batch]:,.0f} ({each['speed']['file'][batch] / each['speed']['torch'][batch]:.1f}×)"
+            if each["speed"]
+            else "–"
+            for batch in ("1", "64")
+        ]
+        values = [f"{each['bytes'] / 1e6:.2f}", f"{each['max_error']:.1e}", f"{each['equal_pixels']:.3%}"]
+        values += [f"{each['fd']:.3f}", f"{each['stock_fd']:.3f}", *rates]
+        note = f" (not offered: {each['fault']})" if each["fault"] else ""
+        lines.append(f"| `{each['file']}`{note} | {' | '.join(values)} |")
+    environment = kept["environment"]
+    where = f"{environment['processor']}, {environment['threads']} threads. Errors are of values in a range of 2 over "
+    where += f"{len(kept['files'][0]['batches'])} batch sizes; the Fréchet distances are of the same noise, "
+    where += f"{kept['files'][0]['images']:,} images; × is against torch eager, taking turns."
+    return {f"exports:{folder.name}": "\n".join([*lines, "", where])}
 
 
 def _where(results: dict[str, Any]) -> str:

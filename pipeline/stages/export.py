@@ -119,8 +119,8 @@ class Export:
             raise UserError(refused[0]["file"], None, f"{refused[0]['fault']}: nothing was exported")
         for each in refused:
             (stage / each["file"]).unlink()
-        protocol = self._protocol()
-        value = {"format": 1, "environment": environment(CPU), "extractor": extractor.to_json(), "protocol": protocol}
+        judge = extractor.to_json() | {"metric_name": extractor.metric_name}
+        value = {"format": 1, "environment": environment(CPU), "extractor": judge, "protocol": self._protocol()}
         write_json(stage / PARITY, value | {"files": found})
         if any("onnx" in each["format"] and not each["fault"] for each in found):
             for name in ("sample.py", "sample.cpp"):
@@ -134,7 +134,7 @@ class Export:
             file = "diffusers"
             write_hub_folder(self.run, self.student_folder, stage / file, self.facts(self.all_steps()))
             sampler: Sampler = StockSampler(stage / file, load_student(stage / file), steps)
-            return self._judged(file, name, steps, sampler, stock, {})
+            return self._judged(stage / file, name, steps, sampler, stock, {})
         file = f"{self.student_folder.name}-{steps}step{SUFFIXES[name]}"
         path, generator = stage / file, Generator(self.student, steps, pixels=self.pixels)
         say(f"  {file}")
@@ -143,7 +143,7 @@ class Export:
             write = writing.write_program if name == "pt2" else writing.write_package
             write(generator, path, facts)
             sampler = open_program(file, file, path, CPU, trust=True)
-            return self._judged(file, name, steps, sampler, stock, {})
+            return self._judged(stage / file, name, steps, sampler, stock, {})
         plain = stage / f"{self.student_folder.name}-{steps}step.onnx"
         kept = plain.exists()
         if not kept:
@@ -156,10 +156,10 @@ class Export:
             plain.unlink()
         session = fastest_session(path)
         sampler = OnnxSampler(file, file, path, session["threads"], session["optimization"])
-        return self._judged(file, name, steps, sampler, stock, {"session": session})
+        return self._judged(path, name, steps, sampler, stock, {"session": session})
 
     def _judged(
-        self, file: str, name: str, steps: int, sampler: Sampler, stock: Stock, more: dict[str, Any]
+        self, path: Path, name: str, steps: int, sampler: Sampler, stock: Stock, more: dict[str, Any]
     ) -> dict[str, Any]:
         found = parity(sampler, stock)
         wrong = fault(found, steps=steps, exact=name in EXACT, pixels=self.pixels and name != "safetensors")
@@ -168,7 +168,8 @@ class Export:
             eager = load_student(self.student_folder)
             prepare_to_sample(eager)
             rates = side_by_side({"torch": student_sampler(eager, steps), "file": sampler})
-        return {"file": file, "format": name, "steps": steps, "fault": wrong} | found | more | {"speed": rates}
+        about = {"file": path.name, "format": name, "steps": steps, "bytes": _bytes(path), "fault": wrong}
+        return about | found | more | {"speed": rates}
 
     def _noises(self, inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """What int8 is calibrated on: noise of a seed of its own."""
@@ -211,6 +212,11 @@ class Export:
         return None
 
 
+def _bytes(path: Path) -> int:
+    """Of a file, or of all in a folder."""
+    return path.stat().st_size if path.is_file() else sum(map(_bytes, path.iterdir()))
+
+
 def summary(folder: Path) -> list[str]:
     """A line for each file of an export."""
     lines = []
@@ -218,10 +224,8 @@ def summary(folder: Path) -> list[str]:
         if each["fault"]:
             lines.append(f"  warning: {each['file']} is not offered: {each['fault']}")
             continue
-        path = folder / each["file"]
-        size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
         parts = [
-            f"  {each['file']}: {size / 1e6:.2f} MB",
+            f"  {each['file']}: {each['bytes'] / 1e6:.2f} MB",
             f"largest error {each['max_error']:.1e}, {each['equal_pixels']:.3%} of pixels equal",
             f"FD {each['fd']:.4g} (stock diffusers {each['stock_fd']:.4g})",
         ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.eval.report.readme import blocks, replace_block
+from fewstep.eval.report.readme import blocks, export_blocks, replace_block
 from fewstep.files import read_json
 
 
@@ -14,7 +14,7 @@ def test_every_kept_result_stands_in_the_readme_as_it_is(root: Path) -> None:
     assert kept
     readme = (root / "README.md").read_text(encoding="utf-8")
     for path in kept:
-        for name, block in blocks(read_json(path)).items():
+        for name, block in (blocks(read_json(path)) | export_blocks(path.parent)).items():
             there = f"<!-- {name} -->\n{block}\n<!-- /{name} -->" in readme
             assert there, f"run `make readme`: {path} is newer than the README"
 
