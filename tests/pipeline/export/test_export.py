@@ -114,21 +114,6 @@ def test_an_exported_file_is_a_subject_of_the_benchmark(exported):
         assert sampler.sample(KeyedNoise((1, 8, 8), 0, 0, 3)).shape == (3, 1, 8, 8)  # type: ignore[union-attr]
 
 
-def test_a_file_copied_out_makes_the_images_of_fewstep_without_torch(exported, tmp_path):
-    folder, out = exported / "export", tmp_path / "grid.png"
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
-    code += "assert not {'torch', 'fewstep'} & set(sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code, folder / "sample.py", folder / "student-2step.onnx", "9", "3", out], check=True
-    )
-    from PIL import Image
-
-    mine = np.asarray(Image.open(out)).reshape(3, 8, 3, 8).transpose(0, 2, 1, 3).reshape(9, 1, 8, 8)
-    theirs = fewstep.sample(fewstep.load_student(exported), 9, 2, 3).numpy()
-    assert np.abs(mine.astype(int) - theirs).max() <= 1
-    assert (mine == theirs).mean() > 0.999
-
-
 def test_pixels_come_out_as_uint8_rows(run):
     export(run, ("onnx", "pt2"), (1,), pixels=True)
     theirs = fewstep.sample(fewstep.load_student(run), 5, 1, 0)

@@ -1,0 +1,82 @@
+"""What lies beside a graph runs without fewstep: it makes the same images, and starts at once."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import fewstep
+
+
+@pytest.fixture
+def sample(root):
+    """The module that is copied out."""
+    spec = importlib.util.spec_from_file_location("sample", root / "pipeline/export/standalone/sample.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pictures(path):
+    """uint8 [N, H, W] of a picture of 3 x 3 images of 8 x 8."""
+    return np.asarray(Image.open(path)).reshape(3, 8, 3, 8).transpose(0, 2, 1, 3).reshape(9, 8, 8)
+
+
+def expect_images(path, run, steps, seed):
+    """Those of `fewstep sample`, but for a pixel that is rounded the other way."""
+    mine, theirs = pictures(path).astype(int), fewstep.sample(fewstep.load_student(run), 9, steps, seed).numpy()[:, 0]
+    assert np.abs(mine - theirs).max() <= 1
+    assert (mine == theirs).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [64, 784, 3072, 25, 63])
+def test_its_noise_is_torch_s(sample, size):
+    for key in (0, 7 * 2**20 + 3, 2**32 - 1):
+        generator, bits = torch.Generator().manual_seed(key), np.random.RandomState(key)
+        for _ in range(2):
+            theirs = torch.randn(size, generator=generator).numpy()
+            np.testing.assert_allclose(sample.normal(bits, (size,)), theirs, atol=2e-6)
+
+
+def test_python_makes_the_images_of_fewstep_at_once_without_torch(with_graphs, tmp_path):
+    folder, out, seconds = with_graphs / "export", tmp_path / "grid.png", []
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+    code += "assert not {'torch', 'fewstep'} & set(sys.modules)"
+    for _ in range(3):
+        started = time.perf_counter()
+        graph = folder / "student-2step.onnx"
+        subprocess.run([sys.executable, "-c", code, folder / "sample.py", graph, "9", "3", out], check=True)
+        seconds.append(time.perf_counter() - started)
+    expect_images(out, with_graphs, 2, 3)
+    assert min(seconds) < 1.5
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_c_plus_plus_makes_the_images_of_fewstep(with_graphs, tmp_path, steps):
+    place = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+    if not shutil.which("g++") or not (place / "onnxruntime_cxx_api.h").is_file() or library is None:
+        pytest.skip(f"needs g++, libonnxruntime and its headers in {place} (set ONNXRUNTIME_INCLUDE)")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(library)
+    source, program = with_graphs / "export" / "sample.cpp", tmp_path / "sample"
+    command = ["g++", "-std=c++17", "-Wall", "-Werror", "-O1", source, "-I", place, "-o", program]
+    subprocess.run([*command, f"-L{tmp_path}", "-lonnxruntime"], check=True)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    graph = with_graphs / "export" / f"student-{steps}step.onnx"
+    made = subprocess.run([program, graph, "9", "3"], check=True, capture_output=True, env=environment)
+    (tmp_path / "grid.pgm").write_bytes(made.stdout)
+    expect_images(tmp_path / "grid.pgm", with_graphs, steps, 3)
+    failed = subprocess.run([program, "absent.onnx"], capture_output=True, text=True, env=environment)
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
