@@ -44,14 +44,23 @@ def export(argv: Sequence[str]) -> None:
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """`fewstep inspect FILE`: what an exported file says of itself."""
-    parser = Parser(prog="fewstep inspect", description="What a file that fewstep exported was made from, and how.")
-    parser.add_argument("file", metavar="FILE", type=Path, help="an .onnx, .pt2 or .safetensors")
+    """`fewstep inspect MODEL`: what a model's folder holds, or what an exported file says of itself."""
+    description = "What a model is and whether it can be distilled, or what an exported file was made from."
+    parser = Parser(prog="fewstep inspect", description=description)
+    what = "a model's folder or hub id; an .onnx, .pt2 or .safetensors that fewstep exported"
+    parser.add_argument("model", metavar="MODEL", help=what)
+    parser.add_argument("--revision", metavar="NAME", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--json", action="store_true", help="as JSON")
     given = parser.parse_args(argv)
-    from fewstep.pipeline.export.provenance import provenance_of
+    path = Path(given.model).expanduser()
+    if path.is_file():
+        from fewstep.pipeline.export.provenance import provenance_of
 
-    facts = provenance_of(given.file)
+        facts = provenance_of(path)
+    else:
+        from fewstep.teachers.describe import describe, fetched
+
+        facts = describe(path if path.is_dir() else fetched(given.model, given.revision))
     if given.json:
         print(json.dumps(facts, indent=1))
         return
@@ -120,4 +129,6 @@ def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:
 def _shown(value: Any) -> str:  # noqa: ANN401 - of JSON
     if isinstance(value, list):
         return ", ".join(map(_shown, value)) if not any(isinstance(each, list) for each in value) else str(value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
