@@ -41,6 +41,7 @@ def keep(run: Path) -> Path:
         text = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
         grids &= {f"{slug(sampler['name'])}.png" for sampler in drawn(results)}
     (folder / "results.json").write_text(text.replace(str(Path.home()), "~"), encoding="utf-8")
+    (folder / PARITY).unlink(missing_ok=True)
     if (run / "export" / PARITY).is_file():
         shutil.copyfile(run / "export" / PARITY, folder / PARITY)
     for name in sorted(grids):

@@ -85,9 +85,11 @@ def demo(argv: Sequence[str]) -> None:
     check_parent(given.out)
     from fewstep.pipeline.stages import demo
 
-    demo.demo(given.run, given.out, student=given.student, runtime=given.runtime)
-    if given.serve:
-        demo.serve(given.out, given.port)
+    out = given.out.absolute()
+    server = demo.listen(out, given.port) if given.serve else None  # first: a port may be in use
+    demo.demo(given.run, out, student=given.student, runtime=given.runtime)
+    if server is not None:
+        demo.serve(server)
 
 
 def push(argv: Sequence[str]) -> None:
@@ -99,13 +101,15 @@ def push(argv: Sequence[str]) -> None:
     add_run(parser)
     parser.add_argument("repo", metavar="REPO_ID", help="OWNER/NAME")
     add_student(parser)
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--private", action="store_true", help="a new repository is private, a public one refused")
+    parser.add_argument("--license", metavar="ID", help="for the card, as the hub names it: apache-2.0, cc-by-4.0, ...")
     parser.add_argument("--dry-run", action="store_true", help="only list the files and their sizes")
     given = parser.parse_args(argv)
     require_run(given.run)
     from fewstep.pipeline.stages import push
 
-    push.push(given.run, given.repo, student=given.student, private=given.private, dry_run=given.dry_run)
+    options = {"student": given.student, "private": given.private, "licence": given.license, "dry_run": given.dry_run}
+    push.push(given.run, given.repo, **options)
 
 
 def add_student(parser: Parser) -> None:

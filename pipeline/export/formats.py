@@ -76,6 +76,7 @@ def write_int8(source: Path, path: Path, noises: list[dict[str, np.ndarray]], fa
     sampler's own noise by name of input. What reads the image and what makes it stay float32.
     """
     onnx = _need("onnx")
+    _need("onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -129,7 +130,11 @@ def write_package(generator: Generator, path: Path, facts: Mapping[str, Any]) ->
 def _program(generator: Generator) -> torch.export.ExportedProgram:
     with _quiet(), unreadable("--formats", "pt2: the student's network cannot be written as a program"):
         shapes = _free_batch(generator, most=MOST_IMAGES)
-        return torch.export.export(generator, _example(generator), dynamic_shapes=shapes)
+        program = torch.export.export(generator, _example(generator), dynamic_shapes=shapes)
+    for node in program.graph.nodes:  # where each came from: lines of source on this machine
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)
+    return program
 
 
 def _example(generator: Generator) -> tuple[Tensor, ...]:
@@ -159,7 +164,7 @@ def _need(name: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError("--formats", None, f"onnx needs {name}: pip install 'fewstep[export]'") from None
+        raise UserError("--formats", None, f"an .onnx needs {name}: pip install 'fewstep[export]'") from None
 
 
 @contextlib.contextmanager

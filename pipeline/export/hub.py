@@ -24,10 +24,20 @@ _METRICS = {"fd": "fid", "kid": "kid", "precision": "precision", "recall": "reca
 """What the card tells, and its type in the hub's metadata."""
 
 
-def write_hub_folder(run: Path, student: Path, out: Path, facts: Mapping[str, Any], repo: str | None = None) -> None:
+def write_hub_folder(
+    run: Path,
+    student: Path,
+    out: Path,
+    facts: Mapping[str, Any],
+    calls: Mapping[int, Mapping[str, Any]],
+    *,
+    repo: str | None = None,
+    licence: str | None = None,
+) -> None:
     """Copy a run's student into `out` with `facts` in the header of its weights, its card, and a picture.
 
-    `repo`: what the card says to load, the hub's OWNER/NAME.
+    `calls`: of the stock pipeline, by number of steps. `repo`: what the card says to load, the hub's OWNER/NAME.
+    `licence`: its short name on the hub.
     """
     card = (student / "README.md").read_text(encoding="utf-8")
     for name in read_manifest(student)["outputs"]:
@@ -44,7 +54,7 @@ def write_hub_folder(run: Path, student: Path, out: Path, facts: Mapping[str, An
         shutil.copyfile(picture, out / PICTURE)
     if repo is not None:
         card = re.sub(r'from_pretrained\(".*"\) +# this folder', f'from_pretrained("{repo}")', card)
-    (out / "README.md").write_text(hub_card(card, measured, facts, picture is not None), encoding="utf-8")
+    (out / "README.md").write_text(hub_card(card, measured, facts, calls, licence), encoding="utf-8")
 
 
 class Measured:
@@ -71,6 +81,12 @@ class Measured:
             return None
         path = self.folder / "grids" / f"{slug(f'{self.student.name}@{min(self.samplers)}')}.png"
         return path if path.is_file() else None
+
+    def base_model(self) -> str | None:
+        """The hub's name of the teacher, where it came from there."""
+        teacher = self.config.teacher
+        made = read_manifest(self.student.parent.parent / "teacher")
+        return teacher.source if isinstance(teacher, LoadedTeacher) and made.get("from_hub") else None
 
     def results(self) -> list[EvalResult]:
         """For the hub's model-index: each metric at each number of steps."""
@@ -105,24 +121,34 @@ class Measured:
         return "\n".join(rows)
 
 
-def hub_card(card: str, measured: Measured, facts: Mapping[str, Any], picture: bool) -> str:
+def hub_card(
+    card: str,
+    measured: Measured,
+    facts: Mapping[str, Any],
+    calls: Mapping[int, Mapping[str, Any]],
+    licence: str | None,
+) -> str:
     """The student's own card with the hub's metadata, the picture and the measured metrics."""
     source = measured.config.data.source
     title = card.partition("\n# ")[2].partition(":")[0]
     kind, _, place = source.partition(":")
-    teacher = measured.config.teacher.source if isinstance(measured.config.teacher, LoadedTeacher) else None
+    card = card.replace(f"`{source}`", f"`{dataset_name(source)}`")  # of an earlier version, with its folder
     data = ModelCardData(
         model_name=title,
         library_name="diffusers",
         pipeline_tag=_TASK,
         tags=_tags(card),
         datasets=[place] if kind == "hub" else None,
-        base_model=teacher if teacher and not Path(teacher).expanduser().exists() else None,
+        base_model=measured.base_model(),
+        license=licence,
         eval_results=measured.results() or None,
     )
     body = card.split("---\n", 2)[2].strip()
     heading, _, rest = body.partition("\n\n")
-    parts = [heading, *([f"![images of one step]({PICTURE})"] if picture else []), rest]
+    picture = [f"![images of the fewest steps]({PICTURE})"] if measured.grid() else []
+    lines = [f"images = pipeline(batch_size=16, {_arguments(call)}).images  # {_steps(n)}" for n, call in calls.items()]
+    rest = re.sub(r"^images = pipeline\(.*$", "\n".join(lines), rest, count=1, flags=re.MULTILINE)
+    parts = [heading, *picture, rest]
     if measured.samplers:
         parts += ["## Measured", measured.table(), f"By fewstep's protocol `{measured.protocol}`."]
     made = ", ".join(f"{key.removesuffix('_hash')} `{facts[key][:16]}`" for key in facts if key.endswith("_hash"))
@@ -134,6 +160,10 @@ def _tags(card: str) -> list[str]:
     """Those of the student's own card."""
     front = card.split("---\n", 2)[1]
     return [line.removeprefix("- ") for line in front.splitlines() if line.startswith("- ")]
+
+
+def _arguments(call: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in call.items())
 
 
 def _steps(steps: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.images import Generated, TensorImages, to_uint8
 from fewstep.eval.interfaces import Noise, Sampler
@@ -95,9 +96,11 @@ def parity(sampler: Sampler, stock: Stock) -> dict[str, Any]:
     """
     batches, levels = {}, 0
     for size in BATCHES:
-        theirs, mine = (each.sample(KeyedNoise(each.shape, SEED, 0, size)) for each in (stock.sampler, sampler))
-        errors = (mine.cpu() - theirs).abs().double()
-        apart = (to_uint8(mine.cpu()).int() - to_uint8(theirs).int()).abs()
+        theirs, mine = (each.sample(KeyedNoise(each.shape, SEED, 0, size)).cpu() for each in (stock.sampler, sampler))
+        if not bool(torch.isfinite(mine).all()):
+            raise UserError(sampler.name, None, f"makes images that are not finite at batch {size}")
+        errors = (mine - theirs).abs().double()
+        apart = (to_uint8(mine).int() - to_uint8(theirs).int()).abs()
         levels = max(levels, int(apart.max()))
         batches[str(size)] = {
             "max_error": float(errors.max()),

@@ -31,7 +31,7 @@ FORM = {
     "student_hash": str,
     "protocol": (str, None),
 }
-_MOST_HEADER = 100_000_000  # bytes
+_MOST_HEADER, _MOST_FACTS = 100_000_000, 1_000_000  # bytes
 _EXTRA = f"extra/{KEY}.json"
 
 
@@ -58,7 +58,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
 
 
 def _of_onnx(path: Path) -> str | None:
-    """Of the graph; the weights are skipped, whose number of bytes each tensor names."""
+    """Of the graph, whose weights are read along."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -76,10 +76,12 @@ def _of_safetensors(path: Path) -> str | None:
 def _of_program(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(_EXTRA):
-                return archive.read(name).decode()
-            if is_package(name) and name.endswith("wrapper_metadata.json"):
-                return json.loads(archive.read(name)).get(KEY)
+            of_package = is_package(name) and name.endswith("wrapper_metadata.json")
+            if name.endswith(_EXTRA) or of_package:
+                if archive.getinfo(name).file_size > _MOST_FACTS:
+                    raise ValueError(f"{name} is longer than {_MOST_FACTS:,} bytes")
+                text = archive.read(name).decode()
+                return json.loads(text).get(KEY) if of_package else text
     return None
 
 

@@ -59,6 +59,7 @@ class OnnxSampler:
                 onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{optimization.upper()}"
             )
             options.log_severity_level = 4  # what is wrong is in the exception
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # or it slows what runs between calls
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = [each.name for each in self._session.get_inputs()]
         self.shape = self._checked_shape()
@@ -101,8 +102,8 @@ def session_of(path: Path) -> tuple[int | None, str]:
     """Threads and optimization with which an exported graph was fastest, by the parity.json beside it; see there."""
     with suppress(UserError):
         for each in read_json(path.parent / PARITY, {"files": [{"file": str}]})["files"]:
-            session = each.get("session", {})
-            if each["file"] == path.name and session.get("optimization") in OPTIMIZATIONS:
+            session = each.get("session")
+            if each["file"] == path.name and isinstance(session, dict) and session.get("optimization") in OPTIMIZATIONS:
                 threads = session.get("threads")
                 fits = isinstance(threads, int) and 0 < threads <= torch.get_num_threads()
                 return threads if fits else None, session["optimization"]
@@ -124,9 +125,15 @@ def as_floats(images: Tensor) -> Tensor:
 def steps_of(model: Any, default: int) -> int:  # noqa: ANN401 - a protobuf message
     """How many network evaluations a graph makes, as it says itself."""
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    return stated_steps(text) or default
+
+
+def stated_steps(text: str | None) -> int | None:
+    """The number of steps in a file's provenance, where it is one."""
     with suppress(ValueError, LookupError, TypeError):
-        return int(json.loads(text or "")["steps"][0])
-    return default
+        steps = json.loads(text or "")["steps"][0]
+        return steps if type(steps) is int and 1 <= steps <= 1000 else None
+    return None
 
 
 def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - protobuf's classes are made at run time

@@ -6,7 +6,6 @@ torch.export.load unpickles parts of its file and compiles text of it, so that o
 maker put there. Opened are files that a manifest of fewstep beside them vouches for, and others at the user's word.
 """
 
-import json
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 from fewstep.files import sha256_file
 from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of
-from fewstep.pipeline.sampling.onnx import are_noises, as_floats
+from fewstep.pipeline.sampling.onnx import are_noises, as_floats, stated_steps
 from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest
 
 INPUT = "noise"
@@ -47,9 +46,7 @@ class ProgramSampler:
         self.shape = _image_shape(name, program)
         check_size(name, self.shape)
         self._noises = len(program.graph_signature.user_inputs)
-        with suppress(ValueError, LookupError, TypeError):
-            self.nfe = self._noises
-            self.nfe = int(json.loads(facts)["steps"][0])
+        self.nfe = stated_steps(facts) or self._noises
         self.name, self.label, self._device = name, f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
         with unreadable(name, f"cannot be made into a module on {device}"):

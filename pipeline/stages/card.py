@@ -8,6 +8,7 @@ import torch
 from fewstep import __version__
 from fewstep.pipeline.config.schema import Config, Training
 from fewstep.pipeline.sampling.grammar import STEPS
+from fewstep.pipeline.stages.evaluate import dataset_name
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.interfaces import Student
 
@@ -78,7 +79,7 @@ def model_card(config: Config, training: Training, model: Student, facts: dict[s
         checked=", ".join(facts["round_trip"]),
         round_trip=max(facts["round_trip"].values()),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        source=config.data.source,
+        source=dataset_name(config.data.source),
         split=config.data.split,
         seed=config.seed,
         again=f", training {training.number}" if training.number > 1 else "",

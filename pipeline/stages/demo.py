@@ -2,13 +2,12 @@
 
 import http.server
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from fewstep.errors import UserError
 from fewstep.files import read_json, staged_folder, write_json
@@ -16,7 +15,7 @@ from fewstep.pipeline.export.names import FORMATS, PARITY
 from fewstep.pipeline.export.provenance import provenance_of
 from fewstep.pipeline.export.web_model import WEIGHTS, write_shared
 from fewstep.pipeline.export.web_runtime import VERSION, put_runtime
-from fewstep.pipeline.stages.export import export
+from fewstep.pipeline.stages.export import export, export_folder
 from fewstep.pipeline.stages.manifest import MANIFEST, model_hash, read_manifest, verify_outputs
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
@@ -32,37 +31,39 @@ ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder
 def demo(run: Path, out: Path, *, student: str | None = None, runtime: str = "npm") -> Path:
     """Write the page into `out`, a new folder: index.html, the models, onnxruntime-web and all else that it loads.
 
-    The graphs are those of RUN/export, which is made or added to where it lacks them. `runtime`: see `put_runtime`.
+    The graphs are those of the student's export where it has them, else they are made as one. `runtime`: see
+    `put_runtime`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", str(out), "exists and is not an empty folder; give a new one")
+    out = out.absolute()
+    if out == Path.cwd() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError("--out", str(out), "must be a new or an empty folder, and not the current one")
     folder = student_folder(run, student)
     with staged_folder(out) as stage:
         (stage / "runtime").mkdir()
         (stage / "model").mkdir()
         put_runtime(runtime, stage / "runtime")  # before what takes longer: it can fail
-        exported = _exported(run, folder)
-        with raising_signals():
-            _write(stage, exported, folder.name)
+        with tempfile.TemporaryDirectory() as scratch:
+            exported = _exported(run, folder, Path(scratch) / "export")
+            with raising_signals():
+                _write(stage, exported, folder.name)
     sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
     beside = sum(sizes) - sum(path.stat().st_size for path in (out / "runtime").iterdir())
     say(f"{out}: {beside / 1e6:.2f} MB beside the runtime's {(sum(sizes) - beside) / 1e6:.1f} MB, for any static host")
     return out
 
 
-def _exported(run: Path, folder: Path) -> Path:
-    """RUN/export with the graphs of a page, of the student as it is; formats and steps that it has are kept."""
-    target = run / "export"
+def _exported(run: Path, folder: Path, scratch: Path) -> Path:
+    """A folder with the graphs of a page: the student's export, or one that is made in `scratch`."""
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    formats, steps = {"onnx", *(["onnx-fp16"] if weights > MOST_BYTES else [])}, set(STEPS)
+    formats = {"onnx", *(["onnx-fp16"] if weights > MOST_BYTES else [])}
+    target = export_folder(run, folder)
     if (target / MANIFEST).is_file():
         inputs = read_manifest(target)["inputs"]
-        if inputs["student"] == model_hash(folder) and inputs["output"] == "float32":
-            if formats <= set(inputs["formats"]) and steps <= set(inputs["steps"]):
-                verify_outputs(target)
-                return target
-            formats, steps = formats | set(inputs["formats"]), steps | set(inputs["steps"])
-    return export(run, [name for name in FORMATS if name in formats], sorted(steps), student=folder.name)
+        same = inputs["student"] == model_hash(folder) and inputs["output"] == "float32"
+        if same and formats <= set(inputs["formats"]) and set(STEPS) <= set(inputs["steps"]):
+            verify_outputs(target)
+            return target
+    return export(run, [name for name in FORMATS if name in formats], STEPS, student=folder.name, out=scratch)
 
 
 def _write(stage: Path, exported: Path, student: str) -> None:
@@ -76,7 +77,7 @@ def _write(stage: Path, exported: Path, student: str) -> None:
     hashes = write_shared(paths, stage / "model")
     facts = provenance_of(plain)
     models = [
-        {"file": name, "steps": steps, "inputs": [each.name for each in onnx.load(path).graph.input]}
+        {"file": name, "steps": steps, "inputs": provenance_of(path)["inputs"]}
         for steps, (name, path) in zip(STEPS, paths.items(), strict=True)
     ]
     about: dict[str, Any] = {
@@ -119,12 +120,16 @@ def handler(folder: Path) -> Callable[..., http.server.SimpleHTTPRequestHandler]
     return partial(_Handler, directory=str(folder))
 
 
-def serve(folder: Path, port: int) -> None:
-    """Show a page on this machine alone until it is interrupted; UserError: the port is in use."""
+def listen(folder: Path, port: int) -> http.server.ThreadingHTTPServer:
+    """A server of a page, for this machine alone; UserError: the port is in use."""
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler(folder))
+        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler(folder))
     except OSError as error:
         raise UserError("--port", port, f"cannot be listened on ({error.strerror}): give another one") from None
+
+
+def serve(server: http.server.ThreadingHTTPServer) -> None:
+    """Answer until it is interrupted."""
     with server:
         say(f"http://127.0.0.1:{server.server_address[1]}/ until Ctrl-C")
         try:

@@ -16,7 +16,7 @@ from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
 from fewstep.eval.speed.environment import environment
-from fewstep.files import read_json, sha256_json, write_json
+from fewstep.files import read_json, sha256_file, sha256_json, write_json
 from fewstep.pipeline.config.reading import kept_config
 from fewstep.pipeline.export import formats as writing
 from fewstep.pipeline.export.hub import write_hub_folder
@@ -61,33 +61,56 @@ def export(
     """Write a run's student in `formats`, a file for each of `steps`, with parity.json; returns the folder.
 
     `student` names one where the run has several. `pixels`: images come out as uint8 [B, H, W, C]. `images`: how many
-    of each file are made for its FD; None: as many as the run's results are of. `out`: by default RUN/export.
-    UserError: no student, or one that has changed since it was made; a format that this machine cannot write; a file
-    that does not make the images of stock diffusers: then nothing is left of all.
+    of each file are made for its FD; None: as many as the run's results are of. `out`: by default RUN/export, of a run
+    with several students RUN/export/NAME. UserError: no student, or one that has changed since it was made; steps that
+    it does not have; a format that this machine cannot write; a file that does not make the images of stock diffusers:
+    then nothing is left of all.
     """
-    folder, config = out or run / "export", kept_config(run)
+    config, named = kept_config(run), student_folder(run, student)
+    folder = out.absolute() if out else export_folder(run, named)
     with run_lock(run), raising_signals():
-        job = Export(run, student_folder(run, student), pixels=pixels, images=images or config.eval.images)
+        job = Export(run, named, pixels=pixels, images=images or config.eval.images)
+        if max(steps) > job.student.most_steps:
+            raise UserError("--steps", max(steps), f"this student makes 1 to {job.student.most_steps} steps")
+        measured = run / "eval" / MANIFEST
         inputs = {
             "student": model_hash(job.student_folder),
+            "results": sha256_file(measured) if measured.is_file() else None,
+            "extractor": config.eval.extractor,
             "formats": [name for name in FORMATS if name in formats],
             "steps": sorted(set(steps)),
             "output": "uint8" if pixels else "float32",
             "images": job.images,
             "version": __version__,
         }
-        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-            raise UserError(folder, None, "exists and was not made by fewstep export: give another folder with -o")
+        earlier = _earlier(folder)
         if changed_inputs(folder, "export", inputs) == {}:
             verify_outputs(folder)
             say("export: up to date")
         else:
             facts = {"config_hash": sha256_json(config.to_dict()), "environment": environment(CPU)}
             make_stage(folder, "export", inputs, facts, lambda stage: job.write(stage, inputs))
+            if gone := sorted(earlier - {path.name for path in folder.iterdir()}):
+                say(f"  no longer there, as they were not asked for: {', '.join(gone)}")
         for line in summary(folder):
             say(line)
         say(str(folder))
     return folder
+
+
+def export_folder(run: Path, student: Path) -> Path:
+    """Where a student's files go: RUN/export, of several students RUN/export/NAME."""
+    several = len(list((run / "students").glob("[!.]*/model_index.json"))) > 1
+    return run / "export" / student.name if several else run / "export"
+
+
+def _earlier(folder: Path) -> set[str]:
+    """The names in a folder that is about to be replaced; UserError: another than an export."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return set()
+    if not (folder / MANIFEST).is_file() or read_manifest(folder)["stage"] != "export":
+        raise UserError(folder, None, "exists and was not made by fewstep export: give another folder with -o")
+    return {path.name for path in folder.iterdir()}
 
 
 class Export:
@@ -120,7 +143,8 @@ class Export:
         for each in refused:
             (stage / each["file"]).unlink()
         judge = extractor.to_json() | {"metric_name": extractor.metric_name}
-        value = {"format": 1, "environment": environment(CPU), "extractor": judge, "protocol": self._protocol()}
+        value = {"format": 1, "student_hash": inputs["student"], "environment": environment(CPU), "extractor": judge}
+        value |= {"protocol": self._protocol()}
         write_json(stage / PARITY, value | {"files": found})
         if any("onnx" in each["format"] and not each["fault"] for each in found):
             for name in ("sample.py", "sample.cpp"):
@@ -132,7 +156,7 @@ class Export:
         facts = self.facts([steps])
         if name == "safetensors":
             file = "diffusers"
-            write_hub_folder(self.run, self.student_folder, stage / file, self.facts(self.all_steps()))
+            write_hub_folder(self.run, self.student_folder, stage / file, self.facts(self.all_steps()), self.calls())
             sampler: Sampler = StockSampler(stage / file, load_student(stage / file), steps)
             return self._judged(stage / file, name, steps, sampler, stock, {})
         file = f"{self.student_folder.name}-{steps}step{SUFFIXES[name]}"
@@ -178,6 +202,10 @@ class Export:
             noise = KeyedNoise(self.student.space.shape, CALIBRATION_SEED, start, start + size)
             found.append({name: noise.draw().numpy() for name in inputs})
         return found
+
+    def calls(self) -> dict[int, dict[str, Any]]:
+        """{steps: how the stock pipeline is called}, for the card."""
+        return {steps: self.student.stock_call(steps) for steps in self.all_steps()}
 
     def all_steps(self) -> list[int]:
         """What the student's folder is called with."""

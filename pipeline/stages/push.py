@@ -12,7 +12,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.files import read_json
 from fewstep.pipeline.export.hub import write_hub_folder
 from fewstep.pipeline.export.names import PARITY
-from fewstep.pipeline.stages.export import Export
+from fewstep.pipeline.stages.export import Export, export_folder
 from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest, verify_outputs
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
@@ -25,11 +25,13 @@ def push(
     *,
     student: str | None = None,
     private: bool = False,
+    licence: str | None = None,
     dry_run: bool = False,
     api: HfApi | None = None,
 ) -> None:
     """Upload into the repository `repo` (OWNER/NAME), which is made where there is none.
 
+    `licence`: its short name on the hub, for the card. `private`: a new repository is, and one that is not is refused.
     The token is the one that huggingface_hub finds (its login, HF_TOKEN); it is neither read nor shown here. Graphs go
     along where RUN/export has them of this student. `dry_run`: only the files and their sizes are listed. `api`: an
     HfApi. UserError: no student; a name that the hub refuses; no login, no network or no permission.
@@ -43,7 +45,9 @@ def push(
     job = Export(run, student_folder(run, student), pixels=False, images=0)
     with raising_signals(), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "student"
-        write_hub_folder(run, job.student_folder, folder, job.facts(job.all_steps()), repo)
+        write_hub_folder(
+            run, job.student_folder, folder, job.facts(job.all_steps()), job.calls(), repo=repo, licence=licence
+        )
         _add_graphs(run, job, folder)
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in found:
@@ -55,8 +59,15 @@ def push(
             return
         try:
             api = api or HfApi(library_name="fewstep")
-            api.create_repo(repo, private=private, exist_ok=True)
-            done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A student of fewstep")
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            if private and not api.repo_info(repo).private:
+                raise UserError("--private", repo, "is there already and is public: make it private, or give another")
+            done = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message="A student of fewstep",
+                delete_patterns=["*.onnx", PARITY, "sample.py"],  # of an earlier student
+            )
         except LocalTokenNotFoundError:
             raise UserError("REPO_ID", repo, "no login: run `hf auth login`, or set HF_TOKEN") from None
         except OfflineModeIsEnabled:
@@ -66,14 +77,16 @@ def push(
             why = {401: "no login, or a token that has ended: run `hf auth login`, or set HF_TOKEN"}
             why |= {403: "the token may not write there: give one that may, or another REPO_ID"}
             raise UserError("REPO_ID", repo, why.get(status or 0, f"the hub refused ({first_line(error)})")) from None
-        except Exception as error:  # of the network: httpx has its own
+        except Exception as error:
+            if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore")):
+                raise
             raise UserError("REPO_ID", repo, f"the hub cannot be reached ({first_line(error)})") from None
         say(str(getattr(done, "commit_url", done)))
 
 
 def _add_graphs(run: Path, job: Export, folder: Path) -> None:
     """Put the graphs of RUN/export beside the student, where they were made of it."""
-    exported = run / "export"
+    exported = export_folder(run, job.student_folder)
     if not (exported / MANIFEST).is_file():
         return
     if read_manifest(exported)["inputs"]["student"] != job.facts([1])["student_hash"]:

@@ -42,7 +42,7 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
             raise UserError("teacher.source", config.source, remedy)
         run.config.check_steps(len(levels(teacher.space)))
         save_teacher(teacher, scheduler, stage)
-        return {"source": config.source}
+        return {"source": config.source, "from_hub": not Path(config.source).expanduser().is_dir()}
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
     network = config.network
     unet = build_unet(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fewstep.pipeline.sampling.subjects import open_subject
 from fewstep.pipeline.stages import export as stage
 from fewstep.pipeline.stages.export import export
 from fewstep.pipeline.stages.manifest import model_hash
+from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.graph import Generator
 
 GRAPHS = [
@@ -100,11 +102,15 @@ def test_files_say_what_they_were_made_from_and_inspect_needs_no_torch(exported,
     assert "fewstep did not export it" in capsys.readouterr().err
 
 
-def test_a_graph_names_no_path_of_this_machine(exported, root):
-    for path in (exported / "export").glob("*.onnx"):
-        data = path.read_bytes()
-        assert str(root).encode() not in data
-        assert b"site-packages" not in data
+def test_a_file_names_no_path_of_this_machine(exported, root):
+    for path in (exported / "export").glob("student-*"):
+        parts = [path.read_bytes()]
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        for data in parts:
+            assert str(root).encode() not in data
+            assert b"site-packages" not in data
 
 
 def test_an_exported_file_is_a_subject_of_the_benchmark(exported):
@@ -163,6 +169,35 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path, capsys):
     with pytest.raises(UserError, match="no such file"):
         export(tmp_path / "mine")
     assert not (run / "export").exists()
+
+
+def test_a_folder_of_another_stage_is_not_replaced(run, capsys):
+    assert main(["export", str(run), "-o", str(run / "teacher")]) == 2
+    assert "was not made by fewstep export" in capsys.readouterr().err
+    assert (run / "teacher" / "model_index.json").is_file()
+
+
+def test_what_an_export_drops_is_named(run, capsys):
+    export(run, ("onnx",), (1,))
+    capsys.readouterr()
+    export(run, ("safetensors",), (1,))
+    assert (
+        "no longer there, as they were not asked for: sample.cpp, sample.py, student-1step.onnx"
+        in capsys.readouterr().out
+    )
+
+
+def test_images_that_are_not_finite_are_one_line(run, monkeypatch, capsys):
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, noise, *later: forward(self, noise, *later) * float("nan"))
+    assert main(["export", str(run), "--steps", "1"]) == 2
+    assert "student-1step.onnx: makes images that are not finite" in capsys.readouterr().err
+
+
+def test_steps_that_a_student_has_not_are_one_line(run, monkeypatch):
+    monkeypatch.setattr(ConsistencyModel, "most_steps", property(lambda self: 3))
+    with pytest.raises(UserError, match="this student makes 1 to 3 steps"):
+        export(run, ("onnx",), (1, 4))
 
 
 @pytest.mark.slow

@@ -24,16 +24,19 @@ STUDENT = "students/student"
 class Api(HfApi):
     """An HfApi that remembers, and looks at the folder while it is there."""
 
-    def __init__(self, error=None):
+    def __init__(self, error=None, private=True):
         super().__init__()
-        self.error, self.calls = error, []
+        self.error, self.private, self.calls = error, private, []
 
     def create_repo(self, repo_id, **options):  # type: ignore[override]
         if self.error:
             raise self.error
         self.calls.append((repo_id, options))
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):  # type: ignore[override]
+    def repo_info(self, repo_id, **options):  # type: ignore[override]
+        return SimpleNamespace(private=self.private)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):  # type: ignore[override]
         self.files = {path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()}
         self.card = (folder_path / "README.md").read_text()
         return SimpleNamespace(commit_url="https://huggingface.co/someone/digits/commit/1")
@@ -43,7 +46,7 @@ class Api(HfApi):
 def folder(tiny_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("hub") / "student"
     job = Export(tiny_run, tiny_run / STUDENT, pixels=False, images=0)
-    write_hub_folder(tiny_run, job.student_folder, out, job.facts(job.all_steps()))
+    write_hub_folder(tiny_run, job.student_folder, out, job.facts(job.all_steps()), job.calls(), licence="cc-by-4.0")
     return out
 
 
@@ -58,8 +61,11 @@ def test_the_card_has_the_measured_metrics_as_the_hub_reads_them(folder, tiny_ru
     assert {each.metric_config for each in results.values()} == {f"fewstep protocol {protocol}"}
     front = yaml.safe_load(card.content.split("---")[1])
     assert front["library_name"] == "diffusers"
+    assert front["license"] == "cc-by-4.0"
     assert "base_model" not in front  # its teacher was trained here
-    assert "![images of one step](samples.png)" in card.content
+    assert "![images of the fewest steps](samples.png)" in card.content
+    calls = [line for line in card.content.splitlines() if line.startswith("images = pipeline(")]
+    assert [line.rpartition("# ")[2] for line in calls] == ["1 step", "2 steps", "4 steps"]
     assert (folder / "samples.png").is_file()
 
 
@@ -94,6 +100,8 @@ def test_a_push_uploads_what_a_dry_run_lists(with_graphs, capsys):
     assert api.files == listed
     assert {"README.md", "model_index.json", "student-1step.onnx", "parity.json", "sample.py"} <= api.files
     assert 'from_pretrained("someone/digits")' in api.card
+    with pytest.raises(UserError, match="is there already and is public"):
+        push(with_graphs, "someone/digits", private=True, api=Api(private=False))
     assert "https://huggingface.co/someone/digits/commit/1" in capsys.readouterr().out
 
 
@@ -105,15 +113,14 @@ def refusal(status):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (LocalTokenNotFoundError("Token is required"), "no login: run `hf auth login`, or set HF_TOKEN"),
+        (LocalTokenNotFoundError("hf_secret"), "no login: run `hf auth login`, or set HF_TOKEN"),
         (refusal(401), "no login, or a token that has ended"),
         (refusal(403), "the token may not write there"),
         (refusal(500), "the hub refused"),
         (ConnectionError("Name or service not known"), "the hub cannot be reached"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line_without_the_token(run, error, says, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+def test_what_the_hub_refuses_is_one_line_without_the_token(run, error, says):
     with pytest.raises(UserError, match=says) as found:
         push(run, "someone/digits", api=Api(error))
     assert "\n" not in str(found.value)
