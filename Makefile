@@ -14,6 +14,7 @@ ARGS ?=
 TARGETS ?= safetensors npz pt rating config checkpoint image results
 SECONDS_EACH ?= 60
 WORKERS ?= 2
+RUNS := .[tensorboard,export]
 SUITE = -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ARGS)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -80,7 +81,7 @@ endef
 
 # What a run and an export need: the package (editable), TensorBoard's log writer, onnx and onnxruntime.
 .venv/.stamp-run: pyproject.toml | .venv/bin/python
-	$(call install,'.[tensorboard,export]')
+	$(call install,'$(RUNS)')
 	@touch $@
 
 # On top of that, what the tests and checks need.
