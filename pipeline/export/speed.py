@@ -19,8 +19,8 @@ SECONDS = 1.5
 """For each of those that take turns, at each batch."""
 FEWEST = 5
 """Turns, however long they are."""
-PAUSE = 0.02
-"""Seconds before each run."""
+PAUSE, RUNS = 0.02, 4
+"""Seconds before each turn, and counted runs in it."""
 CPU = torch.device("cpu")
 
 
@@ -59,7 +59,7 @@ def _run(sampler: Sampler, batch: int) -> Callable[[], float]:
 def _in_turns(runs: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Seconds of each run.
 
-    Before each there is a pause and a run that is not counted: the threads of the library whose turn was before go on
+    Before each turn there is a pause and a run that is not counted: the threads of the library whose turn was before go on
     spinning for a while, and on the same processors that would cost the next one up to half of its speed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -68,5 +68,5 @@ def _in_turns(runs: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]
         for name, run in runs.items():
             time.sleep(PAUSE)
             run()
-            seconds[name].append(run())
+            seconds[name] += [run() for _ in range(RUNS)]
     return seconds
