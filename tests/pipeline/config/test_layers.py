@@ -52,20 +52,20 @@ def test_a_higher_layer_s_student_goes_over_all_and_its_students_over_that(two):
     assert load_config(two, {"students.third.method": "ect"}).students["third"].method == ECT()
 
 
-def test_another_method_drops_the_adversarial_finish_of_the_one_before():
+def test_another_method_drops_the_finish_of_the_one_before():
     finish = [
-        load_config("digits", given).students["student"].adversarial is not None
+        load_config("digits", given).students["student"].matching is not None
         for given in (
             {},
             {"student.method": "cmt"},
             {"student.method": "ect"},
-            {"student.method": "ect", "student.adversarial.weight": "1"},
-            {"student.adversarial": "null"},
+            {"student.method": "ect", "student.matching.weight": "1"},
+            {"student.matching": "null"},
         )
     ]
     assert finish == [True, True, False, True, False]
     students = load_config("digits", {"students.cmt.train.kimg": "9", "students.ect.method": "ect"}).students
-    assert [student.adversarial is not None for student in students.values()] == [True, False]
+    assert [student.matching is not None for student in students.values()] == [True, False]
 
 
 @pytest.mark.parametrize(("method", "why"), [("dmd", "matches by itself"), ("pd", "trains no consistency model")])

@@ -65,8 +65,10 @@ def test_the_students_of_digits_family_cost_the_same(tiny_unet):
             cost = each.adversarial.build(objective).cost
             assert 0 < cost.smaller == cost.forward_equivalents - own
             own += 1.015  # of the digits' networks; this one is smaller
+        if each.matching is not None:
+            own = each.matching.build(objective, student, teacher).cost.forward_equivalents
         costs[name] = each.train.kimg * own + trajectories * isinstance(method, CMT)
-    assert costs == {name: pytest.approx(240, rel=0.03) for name in costs}
+    assert costs == {name: pytest.approx(240, rel=0.035) for name in costs}
     assert {each.training_seeds for each in config.students.values()} == {3}
     methods = {each.method.name for each in config.students.values()}
     assert methods == {kind().name for kind in get_args(get_args(Method)[0])}
