@@ -59,8 +59,8 @@ def _run(sampler: Sampler, batch: int) -> Callable[[], float]:
 def _in_turns(runs: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Seconds of each run.
 
-    Before each turn there is a pause and a run that is not counted: the threads of the library whose turn was before go on
-    spinning for a while, and on the same processors that would cost the next one up to half of its speed.
+    Before each turn there is a pause and a run that is not counted: the threads of the library whose turn was before
+    go on spinning for a while, and on the same processors that would cost the next one up to half of its speed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
