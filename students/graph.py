@@ -40,11 +40,10 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor, *later: Tensor) -> Tensor:
         """See the class."""
-        left = [noise, *later]
-        x = torch.zeros_like(noise)
+        left, x = iter(later), self.course[0].noise * noise
         for index, step in enumerate(self.course):
-            if step.noise:
-                x = x + step.noise * left.pop(0) if index else step.noise * left.pop(0)
+            if index and step.noise:
+                x = x + step.noise * next(left)
             for each in self._embedded:
                 each.step = index
             x = step.skip * x + step.out * self.network(step.scale * x, step.time, return_dict=False)[0]

@@ -3,9 +3,7 @@
 Whether and how it can be distilled is decided by the rules that loading and conversion have.
 """
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,13 @@ import numpy as np
 import yaml
 
 from fewstep.errors import UserError, first_line, unreadable
-from fewstep.files import read_json
+from fewstep.files import read_json, safetensors_header
 
 FOLDED = ("v_prediction", "edm")
 """Scalings under which a student computes what its teacher does, but for the time embedding."""
 REGRESSED = ("epsilon", "sample", "flow_matching")
 """Scalings from which a student starts with the teacher's weights and is regressed onto its denoiser."""
-_SCHEDULED = ("epsilon", "v_prediction", "sample")
-_MOST_HEADER, _ZERO_SNR = 100_000_000, 2.0**20
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+_PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TEXT = ("StableDiffusion", "Flux", "PixArt", "Kandinsky", "IFPipeline", "TextToImage", "LatentConsistency")
 
 
@@ -59,24 +55,23 @@ def describe(folder: Path) -> dict[str, Any]:
     elif "sigma_max" in noise:
         found |= {"family": "VE", "prediction": "ve", "schedule": noise.get("_class_name")}
         found |= {"sigma_min": noise.get("sigma_min"), "sigma_max": noise["sigma_max"]}
-    weights = _weights(folder / "unet")
     sides = unet.get("sample_size")
     size = [sides, sides] if isinstance(sides, int) else sides
     channels, made = unet.get("in_channels"), unet.get("out_channels")
     classes = unet.get("num_class_embeds")
     found |= {
-        "parameters": weights[0],
-        "bytes": weights[1],
-        "precision": weights[2],
+        **_weights(folder / "unet"),
         "shape": [channels, *size] if isinstance(size, list) and channels else None,
         "num_classes": classes,
         "learned_variance": bool(channels and made == 2 * channels),
         "time_embedding": unet.get("time_embedding_type", "positional") if unet else None,
         "licence": _licence(folder),
     }
-    why_not = _text_to_image(index) or refusal(unet, found["prediction"], conditional=_conditional(unet))
-    if why_not is None and weights[0] is None:
-        why_not = weights[2] or "its unet/ has no safetensors weights"
+    why_not = _text_to_image(index) or refusal(unet, found["prediction"], conditional=is_conditional(unet))
+    if why_not is None and found["parameters"] is None:
+        pickled = any(path.suffix in (".bin", ".pt", ".ckpt") for path in (folder / "unet").glob("*"))
+        save = "its weights are a pickle, which can run code: save them as safetensors"
+        why_not = save if pickled else "its unet/ has no safetensors weights"
     route = None if why_not else "fold" if found["prediction"] in FOLDED else "regress"
     return found | {"route": route, "why_not": why_not}
 
@@ -115,7 +110,8 @@ def refusal(unet: Mapping[str, Any], prediction: str | None, *, conditional: boo
     return None
 
 
-def _conditional(unet: Mapping[str, Any]) -> bool:
+def is_conditional(unet: Mapping[str, Any]) -> bool:
+    """Whether a network takes labels, by its configuration."""
     return any(unet.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
 
 
@@ -162,26 +158,19 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
     raise ValueError(f"beta_schedule {kind!r}")
 
 
-def _weights(folder: Path) -> tuple[int | None, int | None, str | None]:
-    """(parameters, bytes, "float32") by the headers of a network's files; None, and why, where there are none."""
+def _weights(folder: Path) -> dict[str, Any]:
+    """{"parameters", "bytes", "precision"} by the headers of a network's files; None each where there are none."""
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     if not files:
-        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
-        return None, None, "its weights are a pickle, which can run code: save them as safetensors" if pickled else None
+        return dict.fromkeys(("parameters", "bytes", "precision"))
     parameters, kinds = 0, set[str]()
     for path in files:
-        with unreadable(path, "is no safetensors file"), open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MOST_HEADER:
-                raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(file.read(length))
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        parameters += sum(math.prod(tensor["shape"]) for tensor in tensors)
-        kinds |= {tensor["dtype"] for tensor in tensors}
-    names = ", ".join(
-        sorted(f"float{_BITS[kind]}" if kind != "BF16" else "bfloat16" for kind in kinds if kind in _BITS)
-    )
-    return parameters, sum(path.stat().st_size for path in files), names or None
+        with unreadable(path, "is no safetensors file"):
+            tensors = [value for name, value in safetensors_header(path).items() if name != "__metadata__"]
+            parameters += sum(math.prod(tensor["shape"]) for tensor in tensors)
+            kinds |= {tensor["dtype"] for tensor in tensors}
+    names = ", ".join(sorted(_PRECISIONS[kind] for kind in kinds if kind in _PRECISIONS))
+    return {"parameters": parameters, "bytes": sum(path.stat().st_size for path in files), "precision": names or None}
 
 
 def _licence(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
+from fewstep.teachers.describe import is_conditional
 
 LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
@@ -61,7 +62,7 @@ def load_unet(source: str, role: str) -> UNet2DModel:
             source, subfolder="unet", use_safetensors=True, output_loading_info=True
         )
     unet, info = loaded
-    if unet.config["class_embed_type"] is not None or unet.config["num_class_embeds"] is not None:
+    if is_conditional(unet.config):
         raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:

@@ -133,6 +133,11 @@ def add_run(parser: Parser, nargs: str | None = None) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, nargs=nargs, help="folder of the run, such as runs/digits")
 
 
+def add_student(parser: Parser) -> None:
+    """--student NAME."""
+    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+
+
 def require_run(folder: Path) -> None:
     """UserError where there is no such folder."""
     if not folder.is_dir():

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.pipeline.cli.arguments import Parser, add_run, check_parent, number, require_run
+from fewstep.pipeline.cli.arguments import Parser, add_run, add_student, check_parent, number, require_run
+from fewstep.pipeline.export.names import FORMATS
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.progress import say
 
@@ -22,8 +23,6 @@ def export(argv: Sequence[str]) -> None:
     """`fewstep export RUN --formats onnx,pt2`."""
     parser = Parser(prog="fewstep export", description=_EXPORT)
     add_run(parser)
-    from fewstep.pipeline.export.names import FORMATS
-
     add_student(parser)
     parser.add_argument("--formats", metavar="A,B", type=_listed(FORMATS), default=["onnx"], help=", ".join(FORMATS))
     steps = _listed([str(each) for each in STEPS])
@@ -36,7 +35,8 @@ def export(argv: Sequence[str]) -> None:
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="default: RUN/export")
     given = parser.parse_args(argv)
     require_run(given.run)
-    check_parent(given.out or given.run / "export")
+    if given.out is not None:
+        check_parent(given.out)
     from fewstep.pipeline.stages import export
 
     chosen = {"student": given.student, "pixels": given.output == "uint8", "images": given.images, "out": given.out}
@@ -110,11 +110,6 @@ def push(argv: Sequence[str]) -> None:
 
     options = {"student": given.student, "private": given.private, "licence": given.license, "dry_run": given.dry_run}
     push.push(given.run, given.repo, **options)
-
-
-def add_student(parser: Parser) -> None:
-    """--student NAME."""
-    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
 
 
 def _listed(known: Sequence[str]) -> Callable[[str], list[str]]:

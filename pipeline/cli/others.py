@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.pipeline.cli.arguments import Parser, add_run, check_parent, key_help, number, overrides, require_run
+from fewstep.pipeline.cli.arguments import (
+    Parser,
+    add_run,
+    add_student,
+    check_parent,
+    key_help,
+    number,
+    overrides,
+    require_run,
+)
 from fewstep.pipeline.config.evaluation import JudgeConfig
 from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.reading import load_config, preset_names, preset_text
@@ -28,7 +37,7 @@ def sample(argv: Sequence[str]) -> None:
     parser = Parser(prog="fewstep sample", description="Make images with a student of a finished run.")
     add_run(parser)
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
-    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+    add_student(parser)
     parser.add_argument(
         "--num", metavar="N", type=number(int, ge=1, le=_MOST_IMAGES), default=64, help="images; default: 64"
     )
@@ -67,7 +76,7 @@ def rate(argv: Sequence[str]) -> None:
         description="Ask people: a page that shows pairs of images blind and takes answers by keyboard. No server.",
     )
     add_run(parser, nargs="?")
-    parser.add_argument("--student", metavar="NAME", help="which one, where the run has several")
+    add_student(parser)
     parser.add_argument(
         "--pairs", metavar="N", type=number(int, ge=1, le=1000), default=40, help="of each kind; default: 40"
     )

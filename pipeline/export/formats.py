@@ -1,6 +1,7 @@
 """Writing a generator as a file of each format: ONNX in three precisions, and a program of torch.export."""
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -53,8 +54,9 @@ def write_half(source: Path, path: Path, facts: Mapping[str, Any]) -> None:
     """
     onnx = _need("onnx")
     model = onnx.load(source)
-    casts, weights = [], {each.name: each for each in model.graph.initializer}
-    for name, weight in weights.items():
+    casts = []
+    for weight in model.graph.initializer:
+        name = weight.name
         if weight.data_type != onnx.TensorProto.FLOAT or np.prod(weight.dims) < 16:
             continue
         values = onnx.numpy_helper.to_array(weight).astype(np.float16)
@@ -159,8 +161,6 @@ def _describe(model: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401 - a
 
 
 def _need(name: str) -> Any:  # noqa: ANN401 - a module
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError:

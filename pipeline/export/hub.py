@@ -15,6 +15,7 @@ from fewstep.files import read_json, read_sealed
 from fewstep.pipeline.config.reading import kept_config
 from fewstep.pipeline.config.schema import LoadedTeacher
 from fewstep.pipeline.export.provenance import header
+from fewstep.pipeline.sampling.grammar import in_steps
 from fewstep.pipeline.stages.evaluate import dataset_name
 from fewstep.pipeline.stages.manifest import MANIFEST, model_hash, read_manifest
 
@@ -98,7 +99,7 @@ class Measured:
                 dataset_name=data,
                 dataset_split=self.config.data.reference_split or self.config.data.split,
                 metric_type=kind,
-                metric_name=f"{self.title(key)}, {_steps(steps)}",
+                metric_name=f"{self.title(key)}, {in_steps(steps)}",
                 metric_value=round(metrics[key]["mean"], 6),
                 metric_config=f"fewstep protocol {self.protocol}",
             )
@@ -146,7 +147,9 @@ def hub_card(
     body = card.split("---\n", 2)[2].strip()
     heading, _, rest = body.partition("\n\n")
     picture = [f"![images of the fewest steps]({PICTURE})"] if measured.grid() else []
-    lines = [f"images = pipeline(batch_size=16, {_arguments(call)}).images  # {_steps(n)}" for n, call in calls.items()]
+    lines = [
+        f"images = pipeline(batch_size=16, {_arguments(call)}).images  # {in_steps(n)}" for n, call in calls.items()
+    ]
     rest = re.sub(r"^images = pipeline\(.*$", "\n".join(lines), rest, count=1, flags=re.MULTILINE)
     parts = [heading, *picture, rest]
     if measured.samplers:
@@ -164,7 +167,3 @@ def _tags(card: str) -> list[str]:
 
 def _arguments(call: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in call.items())
-
-
-def _steps(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -5,14 +5,14 @@ metadata of the compiled code. Nothing here imports torch: `fewstep inspect FILE
 """
 
 import json
-import struct
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError, unreadable
-from fewstep.files import canonical_json, check_form
+from fewstep.files import canonical_json, check_form, safetensors_header
 
 KEY = "fewstep"
 FORM = {
@@ -31,7 +31,7 @@ FORM = {
     "student_hash": str,
     "protocol": (str, None),
 }
-_MOST_HEADER, _MOST_FACTS = 100_000_000, 1_000_000  # bytes
+_MOST_FACTS = 1_000_000  # bytes
 _EXTRA = f"extra/{KEY}.json"
 
 
@@ -61,16 +61,24 @@ def _of_onnx(path: Path) -> str | None:
     """Of the graph, whose weights are read along."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    return of_graph(onnx.load(path, load_external_data=False))
+
+
+def of_graph(model: Any) -> str | None:  # noqa: ANN401 - a protobuf message
+    """What a loaded ONNX graph says of itself, as it stands there."""
     return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
 
 
+def stated_steps(text: str | None) -> int | None:
+    """The number of steps in what a file says of itself, where it is one; anybody may have written it."""
+    with suppress(ValueError, LookupError, TypeError):
+        steps = json.loads(text or "")["steps"][0]
+        return steps if type(steps) is int and 1 <= steps <= 1000 else None
+    return None
+
+
 def _of_safetensors(path: Path) -> str | None:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _MOST_HEADER:
-            raise ValueError(f"a header of {length:,} bytes")
-        return json.loads(file.read(length)).get("__metadata__", {}).get(KEY)
+    return safetensors_header(path).get("__metadata__", {}).get(KEY)
 
 
 def _of_program(path: Path) -> str | None:

@@ -30,6 +30,11 @@ class SamplerName:
         return f"{self.subject}@{self.solver}:{self.steps}" if self.solver else f"{self.subject}@{self.steps}"
 
 
+def in_steps(number: int) -> str:
+    """1 step, 2 steps."""
+    return f"{number} step{'s' if number > 1 else ''}"
+
+
 def parse(text: str) -> SamplerName | None:
     """The parts of a sampler's name, None where it is none."""
     found = _NAME.fullmatch(text)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.interfaces import Noise
-from fewstep.pipeline.sampling.grammar import SamplerName
+from fewstep.pipeline.sampling.grammar import SamplerName, in_steps
 from fewstep.students.consistency import plan_consistency
 from fewstep.students.interfaces import Student
 from fewstep.teachers.interfaces import Condition
@@ -50,7 +50,7 @@ def build_sampler(name: SamplerName, teacher: Preconditioned, students: Mapping[
 def teacher_sampler(teacher: Preconditioned, solver: str, steps: int) -> ModelSampler:
     """The teacher under one of SOLVERS."""
     planned = SOLVERS[solver].plan(teacher.space, steps)
-    label = f"Teacher, {SOLVERS[solver].label}, {steps} step{'s' if steps > 1 else ''}"
+    label = f"Teacher, {SOLVERS[solver].label}, {in_steps(steps)}"
     return ModelSampler(f"teacher@{solver}:{steps}", label, teacher, planned)
 
 
@@ -63,6 +63,6 @@ def student_sampler(
     """
     if sigmas is None and not 1 <= steps <= student.most_steps:
         raise UserError("steps", steps, f"this student makes 1 to {student.most_steps} steps")
-    label = f"{'Student' if name == 'student' else name}, {steps} step{'s' if steps > 1 else ''}"
+    label = f"{'Student' if name == 'student' else name}, {in_steps(steps)}"
     planned = student.plan(steps) if sigmas is None else plan_consistency(sigmas)
     return ModelSampler(f"{name}@{steps}", label, student, planned)

@@ -5,7 +5,6 @@ steps `noise_2` and so on of that shape; one output, images float32 [B, C, H, W]
 noise levels, the scalings and the timesteps are inside the graph.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,8 @@ from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.export.names import PARITY
-from fewstep.pipeline.export.provenance import KEY
+from fewstep.pipeline.export.provenance import of_graph, stated_steps
+from fewstep.pipeline.sampling.grammar import in_steps
 
 INPUT = "noise"
 OPTIMIZATIONS = ("all", "extended", "basic")
@@ -64,8 +64,8 @@ class OnnxSampler:
         self._inputs = [each.name for each in self._session.get_inputs()]
         self.shape = self._checked_shape()
         check_size(name, self.shape)
-        self.nfe = steps_of(model, len(self._inputs))
-        self.label = f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}"
+        self.nfe = stated_steps(of_graph(model)) or len(self._inputs)
+        self.label = f"{label}, {in_steps(self.nfe)}"
         with unreadable(name, "fails on a batch of 2"):
             image = self._run([torch.zeros(2, *self.shape) for _ in self._inputs])
         channels, height, width = self.shape
@@ -120,20 +120,6 @@ def are_noises(names: Sequence[str]) -> bool:
 def as_floats(images: Tensor) -> Tensor:
     """Images of either output as float32 [B, C, H, W] in [-1, 1], of which `to_uint8` makes the same pixels."""
     return images.permute(0, 3, 1, 2) / 127.5 - 1 if images.dtype == torch.uint8 else images
-
-
-def steps_of(model: Any, default: int) -> int:  # noqa: ANN401 - a protobuf message
-    """How many network evaluations a graph makes, as it says itself."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
-    return stated_steps(text) or default
-
-
-def stated_steps(text: str | None) -> int | None:
-    """The number of steps in a file's provenance, where it is one."""
-    with suppress(ValueError, LookupError, TypeError):
-        steps = json.loads(text or "")["steps"][0]
-        return steps if type(steps) is int and 1 <= steps <= 1000 else None
-    return None
 
 
 def _tensors(message: Any, kind: type) -> Iterator[Any]:  # noqa: ANN401 - protobuf's classes are made at run time

@@ -22,8 +22,9 @@ from fewstep.errors import UserError, first_line, unreadable
 from fewstep.eval.images import check_size
 from fewstep.eval.interfaces import Noise
 from fewstep.files import sha256_file
-from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of
-from fewstep.pipeline.sampling.onnx import are_noises, as_floats, stated_steps
+from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of, stated_steps
+from fewstep.pipeline.sampling.grammar import in_steps
+from fewstep.pipeline.sampling.onnx import are_noises, as_floats
 from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest
 
 INPUT = "noise"
@@ -47,7 +48,7 @@ class ProgramSampler:
         check_size(name, self.shape)
         self._noises = len(program.graph_signature.user_inputs)
         self.nfe = stated_steps(facts) or self._noises
-        self.name, self.label, self._device = name, f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}", device
+        self.name, self.label, self._device = name, f"{label}, {in_steps(self.nfe)}", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
         with unreadable(name, f"cannot be made into a module on {device}"):
             self._module = move_to_device_pass(program, device).module()
@@ -92,7 +93,7 @@ class PackageSampler(ProgramSampler):
         channels, height, width = facts["shape"]
         self.name, self.shape, self.nfe = name, (channels, height, width), facts["steps"][0]
         check_size(name, self.shape)
-        self.label, self.device = f"{label}, {self.nfe} step{'s' if self.nfe > 1 else ''}", torch.device("cpu")
+        self.label, self.device = f"{label}, {in_steps(self.nfe)}", torch.device("cpu")
         self._device, self._noises, self.network_parameters = self.device, len(facts["inputs"]), facts["parameters"]
         with unreadable(name, "cannot be loaded as compiled code on this machine"):
             self._module = torch._inductor.aoti_load_package(str(path))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.images import Generated, grid
 from fewstep.files import staged_folder
+from fewstep.pipeline.sampling.grammar import in_steps
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
@@ -59,4 +60,4 @@ def sample_to_folder(
             picture = grid(images, columns=int(np.ceil(num**0.5)), padding=1)
             factor = max(1, 800 // max(picture.size))  # small images enlarged
             picture.resize((picture.width * factor, picture.height * factor), resample=0).save(stage / "grid.png")
-    say(f"{num} images, {steps} step{'s' if steps > 1 else ''}, seed {seed}: {out}")
+    say(f"{num} images, {in_steps(steps)}, seed {seed}: {out}")

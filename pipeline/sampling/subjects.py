@@ -27,6 +27,7 @@ from fewstep.pipeline.sampling.pt2 import open_program
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.students.load import is_student, load_student
+from fewstep.teachers.describe import is_conditional
 from fewstep.teachers.load import SCALING_FILE, load_teacher
 from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
@@ -101,11 +102,10 @@ def _sampler(
     kind = read_json(path / "model_index.json", {}).get("_class_name") if stock else "DDPMPipeline"
     network = path / "unet" / "config.json"
     config = read_json(network, {}) if network.exists() else {}
-    conditional = any(config.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
     ours: ModelSampler | None = None
     if not stock and solver not in SOLVERS:
         raise UserError(text, None, f"has a scaling of its own: name a solver, @SOLVER:N ({', '.join(SOLVERS)})")
-    if config.get("_class_name") != "UNet2DModel" or conditional:
+    if config.get("_class_name") != "UNet2DModel" or is_conditional(config):
         pass
     elif kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)

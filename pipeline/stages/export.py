@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fewstep.pipeline.export.hub import write_hub_folder
 from fewstep.pipeline.export.names import EXACT, FORMATS, PARITY, SUFFIXES
 from fewstep.pipeline.export.parity import Stock, StockSampler, fault, parity
 from fewstep.pipeline.export.speed import fastest_session, side_by_side
+from fewstep.pipeline.sampling.grammar import in_steps
 from fewstep.pipeline.sampling.models import prepare_to_sample, student_sampler
 from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.pt2 import open_program
@@ -66,10 +68,11 @@ def export(
     it does not have; a format that this machine cannot write; a file that does not make the images of stock diffusers:
     then nothing is left of all.
     """
-    config, named = kept_config(run), student_folder(run, student)
+    named = student_folder(run, student)
     folder = out.absolute() if out else export_folder(run, named)
     with run_lock(run), raising_signals():
-        job = Export(run, named, pixels=pixels, images=images or config.eval.images)
+        job = Export(run, named, pixels=pixels, images=images)
+        config = job.context.config
         if max(steps) > job.student.most_steps:
             raise UserError("--steps", max(steps), f"this student makes 1 to {job.student.most_steps} steps")
         measured = run / "eval" / MANIFEST
@@ -116,11 +119,19 @@ def _earlier(folder: Path) -> set[str]:
 class Export:
     """One export in progress."""
 
-    def __init__(self, run: Path, folder: Path, *, pixels: bool, images: int) -> None:
+    def __init__(self, run: Path, folder: Path, *, pixels: bool = False, images: int | None = None) -> None:
         verify_outputs(folder)
-        self.run, self.student_folder, self.pixels, self.images = run, folder, pixels, images
+        self.run, self.student_folder, self.pixels = run, folder, pixels
         self.context = RunContext(kept_config(run), run)
+        self.images = images or self.context.config.eval.images
         self.student: Student = load_student(folder)
+
+    @cached_property
+    def eager(self) -> Student:
+        """The student as the benchmark runs it."""
+        eager = self.student.clone()
+        prepare_to_sample(eager)
+        return eager
 
     def write(self, stage: Path, inputs: dict[str, Any]) -> dict[str, Any]:
         """Fill the stage's folder; what is not offered is not left in it."""
@@ -129,12 +140,14 @@ class Export:
         reference, _ = reference_of(self.context, extractor)
         found: list[dict[str, Any]] = []
         for steps in inputs["steps"]:
-            say(f"export: {steps} step{'s' if steps > 1 else ''}, {self.images:,} images of stock diffusers")
+            say(f"export: {in_steps(steps)}, {self.images:,} images of stock diffusers")
             stock = Stock.of(StockSampler(self.student_folder, self.student, steps), self.images, reference, extractor)
             for name in inputs["formats"]:
                 if name == "safetensors" and found and any(each["format"] == name for each in found):
                     continue  # one folder for all steps
                 found.append(self._one(stage, name, steps, stock))
+            if "onnx" not in inputs["formats"]:  # which the others of its kind were made of
+                self._path(stage, "onnx", steps).unlink(missing_ok=True)
         refused = [each for each in found if each["fault"]]
         if exact := [each for each in refused if each["format"] in EXACT]:
             raise UserError(exact[0]["file"], None, f"{exact[0]['fault']}: nothing was exported")
@@ -155,32 +168,31 @@ class Export:
         """Write one file, run it in its own runtime, and tell what was found."""
         facts = self.facts([steps])
         if name == "safetensors":
-            file = "diffusers"
-            write_hub_folder(self.run, self.student_folder, stage / file, self.facts(self.all_steps()), self.calls())
-            sampler: Sampler = StockSampler(stage / file, load_student(stage / file), steps)
-            return self._judged(stage / file, name, steps, sampler, stock, {})
-        file = f"{self.student_folder.name}-{steps}step{SUFFIXES[name]}"
-        path, generator = stage / file, Generator(self.student, steps, pixels=self.pixels)
-        say(f"  {file}")
+            path = stage / "diffusers"
+            write_hub_folder(self.run, self.student_folder, path, self.facts(self.all_steps()), self.calls())
+            return self._judged(path, name, steps, StockSampler(path, load_student(path), steps), stock, {})
+        path, generator = self._path(stage, name, steps), Generator(self.student, steps, pixels=self.pixels)
+        say(f"  {path.name}")
         facts["inputs"] = generator.inputs
         if name in ("pt2", "aoti"):
             write = writing.write_program if name == "pt2" else writing.write_package
             write(generator, path, facts)
-            sampler = open_program(file, file, path, CPU, trust=True)
-            return self._judged(stage / file, name, steps, sampler, stock, {})
-        plain = stage / f"{self.student_folder.name}-{steps}step.onnx"
-        kept = plain.exists()
-        if not kept:
+            sampler = open_program(path.name, path.name, path, CPU, trust=True)
+            return self._judged(path, name, steps, sampler, stock, {})
+        plain = self._path(stage, "onnx", steps)
+        if not plain.exists():
             writing.write_onnx(generator, plain, facts)
         if name == "onnx-fp16":
             writing.write_half(plain, path, facts)
         elif name == "onnx-int8":
             writing.write_int8(plain, path, self._noises(generator.inputs), facts)
-        if not kept and plain != path:
-            plain.unlink()
         session = fastest_session(path)
-        sampler = OnnxSampler(file, file, path, session["threads"], session["optimization"])
+        sampler = OnnxSampler(path.name, path.name, path, session["threads"], session["optimization"])
         return self._judged(path, name, steps, sampler, stock, {"session": session})
+
+    def _path(self, stage: Path, name: str, steps: int) -> Path:
+        """The file of a format."""
+        return stage / f"{self.student_folder.name}-{steps}step{SUFFIXES[name]}"
 
     def _judged(
         self, path: Path, name: str, steps: int, sampler: Sampler, stock: Stock, more: dict[str, Any]
@@ -189,9 +201,7 @@ class Export:
         wrong = fault(found, steps=steps, exact=name in EXACT, pixels=self.pixels and name != "safetensors")
         rates = {}
         if name != "safetensors":
-            eager = load_student(self.student_folder)
-            prepare_to_sample(eager)
-            rates = side_by_side({"torch": student_sampler(eager, steps), "file": sampler})
+            rates = side_by_side({"torch": student_sampler(self.eager, steps), "file": sampler})
         about = {"file": path.name, "format": name, "steps": steps, "bytes": _bytes(path), "fault": wrong}
         return about | found | more | {"speed": rates}
 

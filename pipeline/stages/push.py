@@ -42,7 +42,7 @@ def push(
         raise UserError("REPO_ID", repo, first_line(error)) from None
     if repo.count("/") != 1:
         raise UserError("REPO_ID", repo, "must be OWNER/NAME")
-    job = Export(run, student_folder(run, student), pixels=False, images=0)
+    job = Export(run, student_folder(run, student))
     with raising_signals(), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "student"
         write_hub_folder(

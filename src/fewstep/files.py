@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -79,6 +80,18 @@ def read_json(path: Path, form: Form = object) -> Any:
         raise UserError(path, None, f"is JSON nested more than {DEEPEST_JSON} deep")
     check_form(path, value, form)
     return value
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The JSON before the tensors of a safetensors file: {name: {"dtype", "shape", ...}, "__metadata__": {...}}.
+
+    ValueError, or another of what is no such file: the caller says what the file should have been.
+    """
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > MOST_JSON:
+            raise ValueError(f"a header of {length:,} bytes")
+        return json.loads(file.read(length))
 
 
 def check_form(where: object, value: Any, form: Form) -> None:

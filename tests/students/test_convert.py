@@ -26,6 +26,7 @@ from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import EDM, VE
+from small_unet import UNET
 
 Build = Callable[..., UNet2DModel]
 SIGMAS = (0.01, 0.05, 0.2, 0.5, 1.0, 2.5, 10.0, 80.0)
@@ -220,17 +221,7 @@ def test_sigma_max_above_the_teachers_is_refused_and_the_advice_holds(tiny_unet:
 
 
 def variant(**options: Any) -> Any:
-    network: dict[str, Any] = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8,),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 4,
-    }
-    return teacher_of(UNet2DModel(**(network | options)))
+    return teacher_of(UNet2DModel(**(UNET | options)))
 
 
 @pytest.mark.parametrize(

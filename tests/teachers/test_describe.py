@@ -15,17 +15,7 @@ from fewstep.teachers.interfaces import Space
 from fewstep.teachers.load import read_teacher, save_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import EDM, VE, FlowMatching
-
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8,),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",),
-    "norm_num_groups": 4,
-}
+from small_unet import UNET
 
 
 def saved(folder, scheduler=None, **changes):

@@ -8,26 +8,27 @@ from fewstep.pipeline.export import speed
 from fewstep.pipeline.stages.export import export
 
 
-@pytest.fixture(scope="session")
-def exported(tiny_run, tmp_path_factory):
-    """The folder of a tiny run with its export/, to be read."""
-    run = tmp_path_factory.mktemp("exported") / "digits"
+def copied(tiny_run, place, formats):
+    """A copy of the tiny run in `place`, exported in some formats."""
+    run = place / "digits"
     shutil.copytree(tiny_run, run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "SECONDS", 0.02)
-        export(run, ("onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors"), (1, 2))
+        export(run, formats, (1, 2))
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_run, tmp_path_factory):
+    """The folder of a tiny run with its export/, to be read."""
+    formats = ("onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors")
+    return copied(tiny_run, tmp_path_factory.mktemp("exported"), formats)
 
 
 @pytest.fixture(scope="session")
 def with_graphs(tiny_run, tmp_path_factory):
     """The folder of a tiny run with the graphs of a page alone, to be read."""
-    run = tmp_path_factory.mktemp("graphs") / "digits"
-    shutil.copytree(tiny_run, run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "SECONDS", 0.02)
-        export(run, ("onnx",), (1, 2))
-    return run
+    return copied(tiny_run, tmp_path_factory.mktemp("graphs"), ("onnx",))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Api(HfApi):
 @pytest.fixture(scope="session")
 def folder(tiny_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("hub") / "student"
-    job = Export(tiny_run, tiny_run / STUDENT, pixels=False, images=0)
+    job = Export(tiny_run, tiny_run / STUDENT)
     write_hub_folder(tiny_run, job.student_folder, out, job.facts(job.all_steps()), job.calls(), licence="cc-by-4.0")
     return out
 
