@@ -99,12 +99,15 @@ class StoredImages(TensorImages):
 class Generated:
     """An ImageSource whose image i depends on (weights, sampler, seed, i) alone.
 
-    Image i has KeyedNoise (seed, i) and, for a conditional sampler, the label i % num_classes. Batches change
+    Image i has KeyedNoise (seed, i) and, for a conditional sampler, the label i % num_classes, or of `labels` the one
+    at i % len(labels). Batches change
     the floats by rounding only (about 1e-6, so now and then a pixel by one level of 255).
     """
 
-    def __init__(self, sampler: Sampler, seed: int, count: int, batch_size: int) -> None:
-        self.sampler, self.seed, self.count, self.batch_size = sampler, seed, count, batch_size
+    def __init__(
+        self, sampler: Sampler, seed: int, count: int, batch_size: int, labels: Sequence[int] | None = None
+    ) -> None:
+        self.sampler, self.seed, self.count, self.batch_size, self.labels = sampler, seed, count, batch_size, labels
 
     def images(self, start: int, stop: int) -> Tensor:
         """Images start..stop-1, uint8 [N, C, H, W] on the CPU; UserError when the sampler returns NaN."""
@@ -117,7 +120,7 @@ class Generated:
     @torch.inference_mode()
     def _batch(self, start: int, stop: int) -> Tensor:
         noise = KeyedNoise(self.sampler.shape, self.seed, start, stop)
-        x = self.sampler.sample(noise, labels_for(self.sampler, start, stop))
+        x = self.sampler.sample(noise, labels_for(self.sampler, start, stop, self.labels))
         try:
             return to_uint8(x).cpu()
         except ValueError as error:
@@ -126,9 +129,12 @@ class Generated:
             raise UserError(self.sampler.name, None, remedy) from None
 
 
-def labels_for(sampler: Sampler, start: int, stop: int) -> Tensor | None:
-    """The labels of images start..stop-1: image i has i % num_classes, None for an unconditional sampler."""
-    return None if sampler.num_classes is None else torch.arange(start, stop) % sampler.num_classes
+def labels_for(sampler: Sampler, start: int, stop: int, given: Sequence[int] | None = None) -> Tensor | None:
+    """The labels [stop - start] of images start..stop-1, all classes or those `given` in turn; None: unconditional."""
+    if sampler.num_classes is None:
+        return None
+    turns = torch.tensor(given if given is not None else range(sampler.num_classes))
+    return turns[torch.arange(start, stop) % len(turns)]
 
 
 def grid(images: Tensor, columns: int = 8, padding: int = 0) -> Image.Image:

@@ -14,7 +14,17 @@ from fewstep.students.discriminator import Discriminator, Encoder, Heads
 from fewstep.students.finish import Finish, with_added
 from fewstep.students.frozen import frozen_call
 from fewstep.students.interfaces import Student
-from fewstep.teachers.interfaces import Batch, LossTerms, Objective, Progress, moved, per_image, randn, stratified
+from fewstep.teachers.interfaces import (
+    Batch,
+    Condition,
+    LossTerms,
+    Objective,
+    Progress,
+    moved,
+    per_image,
+    randn,
+    stratified,
+)
 
 
 class AdversarialFinish(Finish):
@@ -67,7 +77,7 @@ class AdversarialFinish(Finish):
         terms = self.objective(batch, progress, generator)
         if not self.has_begun(progress):
             return terms
-        images = self._one_step(len(batch.images), generator) if self.from_noise else terms.estimate
+        images = self._one_step(batch, generator) if self.from_noise else terms.estimate
         assert images is not None
         real, sigma_real = self._noised(batch.images[: len(images)], generator)
         made, sigma_made = self._noised(images, generator)
@@ -80,13 +90,14 @@ class AdversarialFinish(Finish):
         log = {"discriminator_loss": told.detach().mean(), "fooled_loss": fooled.detach().mean()}
         return with_added(terms, added if len(added) == len(terms.loss) and not self.from_noise else added.mean(), log)
 
-    def _one_step(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """What the student makes of new noise in one step, a share `from_noise` of a batch."""
+    def _one_step(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """What the student makes of new noise in one step, a share `from_noise` of a batch, of the classes there."""
         student = self.network
         assert isinstance(student, Student)
-        shape = (max(1, round(batch_size * self.from_noise)), *student.space.shape)
+        shape = (max(1, round(len(batch.images) * self.from_noise)), *student.space.shape)
         sigma = torch.full((shape[0],), student.space.sigma_max, device=student.device)
-        return student(student.space.sigma_max * randn(shape, generator, student.device), sigma)
+        noise = student.space.sigma_max * randn(shape, generator, student.device)
+        return student(noise, sigma, batch.condition.of(slice(shape[0])))
 
     def _seen(self, images: Tensor, sigma: Tensor) -> Sequence[Tensor]:
         """What the discriminator sees of noised images: these, or features of them."""
@@ -105,11 +116,12 @@ class AdversarialFinish(Finish):
     def _passes(self, student: Student) -> float:
         """What discriminator and encoder cost for an image, in forward passes of the student."""
         x, sigma = torch.zeros((1, *student.space.shape), device=student.device), torch.ones(1, device=student.device)
+        condition = Condition(labels=None if student.space.num_classes is None else torch.zeros_like(sigma).long())
         with torch.no_grad():
             seen = self._seen(x, sigma)
         judging = 11 * _flops(self.discriminator, *seen, sigma)  # R1's derivatives take six
         seeing = 3 * _flops(self.encoder, x, sigma) if self.encoder else 0  # once backwards
-        return (judging + seeing) / _flops(student, x, sigma)
+        return (judging + seeing) / _flops(student, x, sigma, condition)
 
     def _noised(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images at random noise levels, and these [B]."""
@@ -120,7 +132,7 @@ class AdversarialFinish(Finish):
 
 
 @torch.no_grad()
-def _flops(network: nn.Module, *inputs: Tensor) -> int:
+def _flops(network: nn.Module, *inputs: Tensor | Condition) -> int:
     """Operations of a forward pass."""
     with FlopCounterMode(display=False) as counter:
         network(*inputs)

@@ -40,7 +40,8 @@ class ConsistencyModel(Student):
         self.sigma_min, self.sigma_max = float(np.float32(sigma_min)), float(np.float32(sigma_max))
         size: int = unet.config["sample_size"]
         shape = (unet.config["in_channels"], size, size)
-        space = Space(shape=shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        classes = unet.config["num_class_embeds"]
+        space = Space(shape=shape, sigma_min=self.sigma_min, sigma_max=self.sigma_max, num_classes=classes)
         super().__init__(unet, Consistency(self.sigma_min, sigma_data), space)
         self.grid = grid or StepGrid()
 

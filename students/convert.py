@@ -17,8 +17,12 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.pairs import log_normal_sigmas
+from fewstep.teachers.describe import refusal
+from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import (
+    NONE,
     Batch,
+    Condition,
     Denoiser,
     Evaluations,
     LossTerms,
@@ -29,7 +33,7 @@ from fewstep.teachers.interfaces import (
     randn,
 )
 from fewstep.teachers.preconditioned import Preconditioned
-from fewstep.teachers.scaling import EDM, Epsilon, FlowMatching, Sample, VPrediction
+from fewstep.teachers.scaling import EDM, VE, Epsilon, FlowMatching, Sample, VPrediction
 
 FOLDS: dict[type, tuple[float, bool]] = {
     VPrediction: (-1.0, True),
@@ -37,26 +41,17 @@ FOLDS: dict[type, tuple[float, bool]] = {
     Epsilon: (-1.0, False),  # at small sigma F is -eps
     Sample: (1.0, False),  # at large sigma F is x0
     FlowMatching: (-1.0, False),  # F = x0 - eps, but for the scaling of its input
+    VE: (1.0, False),  # times sigma, which a Fourier network divides by, F is -eps
 }
 """By the teacher's scaling: the factor of its last convolution, and whether the student is then the teacher."""
 
 
-def check_convertible(teacher: Preconditioned, sigma_max: float) -> None:
+def check_convertible(teacher: Preconditioned | Guided, sigma_max: float) -> None:
     """Raise UserError where a teacher cannot become a student that stock diffusers loads."""
     assert isinstance(teacher.network, UNet2DModel)
-    config, scaling = teacher.network.config, teacher.scaling
-    if type(scaling) not in FOLDS:
-        known = ", ".join(kind.name for kind in FOLDS)
-        raise UserError("teacher.source", scaling.name, f"no student can be made of it; of these it can: {known}")
-    if config["time_embedding_type"] != "positional":
-        remedy = "only positional time embeddings load in the stock consistency pipeline"
-        raise UserError("teacher.source", config["time_embedding_type"], remedy)
-    channels = config["in_channels"]
-    if config["out_channels"] not in (channels, 2 * channels) or config["center_input_sample"]:
-        remedy = "a student needs as many output channels as input channels and center_input_sample = false"
-        raise UserError("teacher.source", (channels, config["out_channels"]), remedy)
-    if not isinstance(config["sample_size"], int):
-        raise UserError("teacher.source", config["sample_size"], "a student needs square images (an int sample_size)")
+    config = {**teacher.network.config, "_class_name": "UNet2DModel"}
+    if (why := refusal(config, teacher.scaling.name)) is not None:
+        raise UserError("teacher.source", None, f"cannot be distilled: {why}")
     if sigma_max > teacher.space.sigma_max:
         largest = math.floor(teacher.space.sigma_max * 100) / 100
         remedy = f"is above the teacher's largest noise level; give at most {largest}"
@@ -64,35 +59,81 @@ def check_convertible(teacher: Preconditioned, sigma_max: float) -> None:
 
 
 def convert_teacher(
-    teacher: Preconditioned, *, sigma_min: float, sigma_max: float, refit_steps: int, generator: torch.Generator
+    teacher: Preconditioned | Guided,
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    refit_steps: int,
+    generator: torch.Generator,
 ) -> tuple[ConsistencyModel, bool]:
-    """A student with the teacher's weights, ready to train, and whether it already computes what the teacher does."""
+    """A student with the teacher's weights, ready to train, and whether it already computes what the teacher does.
+
+    With guidance, which is two evaluations in one, it does not.
+    """
     check_convertible(teacher, sigma_max)
     assert isinstance(teacher.network, UNet2DModel)
     factor, exact = FOLDS[type(teacher.scaling)]
-    unet = of_images_alone(teacher.network)
-    with torch.no_grad():
-        for parameter in unet.conv_out.parameters():
-            parameter.mul_(factor)
+    exact = exact and isinstance(teacher, Preconditioned)
+    unet = student_network(teacher)
+    _scale_output(unet, factor)
     sigma_data = teacher.scaling.sigma_data if isinstance(teacher.scaling, EDM) else 1.0
     model = ConsistencyModel(unet, sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
     refit_time_embedding(model, teacher, refit_steps, generator)
     return model.requires_grad_(True).train(), exact
 
 
-def of_images_alone(network: UNet2DModel) -> UNet2DModel:
-    """A copy without the output channels of a learned variance."""
-    unet, channels = copy.deepcopy(network), network.config["in_channels"]
+def student_network(teacher: Preconditioned | Guided) -> UNet2DModel:
+    """A copy of the teacher's network as a student has it, and as stock pipelines take it.
+
+    Left out are the output channels of a learned variance and the row of the classes that means none. In the place of
+    a Fourier time embedding there is a positional one, new in its first layer, and nothing divides the output by time.
+    """
+    network = teacher.network
+    assert isinstance(network, UNet2DModel)
+    channels, classes = network.config["in_channels"], teacher.space.num_classes
+    if network.config["time_embedding_type"] == "fourier":
+        unet = _with_positional_embedding(network)
+    else:
+        unet = copy.deepcopy(network)
     for parameter in unet.conv_out.parameters():
         parameter.data = parameter.data[:channels].clone()
     unet.conv_out.out_channels = channels
     unet.register_to_config(out_channels=channels)
+    if classes is not None:
+        assert isinstance(unet.class_embedding, torch.nn.Embedding)
+        unet.class_embedding = torch.nn.Embedding.from_pretrained(
+            unet.class_embedding.weight[:classes].detach().clone()
+        )
+        unet.register_to_config(num_class_embeds=classes)
     return unet
+
+
+def _with_positional_embedding(network: UNet2DModel) -> UNet2DModel:
+    """A copy with another time embedding, whose second layer alone is the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DModel.from_config({**network.config, "time_embedding_type": "positional"})
+    assert isinstance(unet, UNet2DModel)
+    kept = {key: value for key, value in network.state_dict().items() if key not in _OF_FOURIER}
+    unet.load_state_dict({**unet.state_dict(), **kept})
+    return unet.to(network.device)  # type: ignore[call-arg]
+
+
+_OF_FOURIER = ("time_proj.weight", "time_proj.W", "time_embedding.linear_1.weight", "time_embedding.linear_1.bias")
+
+
+@torch.no_grad()
+def _scale_output(unet: UNet2DModel, factor: float) -> None:
+    """Multiply a network's output: that of its last convolution, and of those whose sum skip blocks add to it."""
+    skips = (getattr(block, "skip_conv", None) for block in unet.up_blocks)
+    last = [unet.conv_out, *(layer for layer in skips if isinstance(layer, torch.nn.Module))]
+    for parameter in (parameter for layer in last for parameter in layer.parameters()):
+        parameter.mul_(factor)
 
 
 def refit_time_embedding(
     model: ConsistencyModel,
-    teacher: Preconditioned,
+    teacher: Preconditioned | Guided,
     steps: int,
     generator: torch.Generator,
     batch_size: int = 256,
@@ -153,7 +194,9 @@ class Regression(Objective):
 
 
 @torch.inference_mode()
-def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator) -> tuple[float, float] | None:
+def trusted_range(
+    teacher: Denoiser, images: Tensor, generator: torch.Generator, condition: Condition = NONE
+) -> tuple[float, float] | None:
     """The noise levels around the middle of its range at which a teacher denoises better than no network would.
 
     That is, its mean squared error on images [B,C,H,W] is below s^2*v/(s^2 + v), that of shrinking x towards a mean,
@@ -165,7 +208,7 @@ def trusted_range(teacher: Denoiser, images: Tensor, generator: torch.Generator)
     good = []
     for value in levels:
         x = images + value * torch.randn(images.shape, generator=generator).to(images.device)
-        error = teacher(x, torch.full((len(x),), value, device=x.device)) - images
+        error = teacher(x, torch.full((len(x),), value, device=x.device), condition) - images
         good.append(float(error.square().mean()) < value**2 * variance / (value**2 + variance))
     middle = min(range(25), key=lambda index: (not good[index], abs(math.log(levels[index]))))
     if not good[middle]:
@@ -188,7 +231,12 @@ def judged_sigmas(model: Denoiser, teacher: Denoiser, num: int = 8) -> list[floa
 
 @torch.inference_mode()
 def conversion_error(
-    model: Denoiser, teacher: Denoiser, images: Tensor, generator: torch.Generator, sigmas: Sequence[float]
+    model: Denoiser,
+    teacher: Denoiser,
+    images: Tensor,
+    generator: torch.Generator,
+    sigmas: Sequence[float],
+    condition: Condition = NONE,
 ) -> dict[float, float]:
     """RMSE of the student's denoiser from the teacher's at each sigma, on images [B,C,H,W] in [-1, 1]."""
     errors = {}
@@ -196,5 +244,5 @@ def conversion_error(
         sigma = torch.full((len(images),), value, device=images.device)
         eps = torch.randn(images.shape, generator=generator).to(images.device)
         x = images + value * eps
-        errors[value] = float((model(x, sigma) - teacher(x, sigma)).square().mean().sqrt())
+        errors[value] = float((model(x, sigma, condition) - teacher(x, sigma, condition)).square().mean().sqrt())
     return errors

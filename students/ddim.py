@@ -9,8 +9,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.students.convert import of_images_alone
+from fewstep.students.convert import student_network
 from fewstep.students.interfaces import FixedStep, StockCall, Student
+from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import SCALINGS
@@ -93,8 +94,11 @@ def sample_ddim(model: Denoiser, scheduler: DDIMScheduler, draw: Draw, condition
     return sample_scheduled(model, scheduler, draw, condition).clamp(-1, 1)
 
 
-def ddim_student(teacher: Preconditioned, scheduler: DDPMScheduler | None) -> DDIMStudent:
+def ddim_student(teacher: Preconditioned | Guided, scheduler: DDPMScheduler | None) -> DDIMStudent:
     """A student with the teacher's weights, which computes what the teacher does; UserError for another prediction."""
+    if teacher.space.num_classes is not None:
+        remedy = "cannot be of DDIM steps: the stock DDIMPipeline takes no classes; choose another method"
+        raise UserError("student.method", None, f"a student of a class-conditional teacher {remedy}")
     if teacher.scaling.name not in PREDICTIONS:
         remedy = f"a student of DDIM steps needs one whose teacher.prediction is {' or '.join(PREDICTIONS)}"
         raise UserError("teacher.source", teacher.scaling.name, remedy)
@@ -107,4 +111,4 @@ def ddim_student(teacher: Preconditioned, scheduler: DDPMScheduler | None) -> DD
     if scheduler.config["trained_betas"] is not None or kept["beta_schedule"] == "sigmoid":  # DDIM has no sigmoid
         kept = {"num_train_timesteps": len(scheduler.betas), "trained_betas": scheduler.betas.tolist()}
     own = DDIMScheduler(prediction_type=teacher.scaling.name, **kept, **OPTIONS)
-    return DDIMStudent(of_images_alone(teacher.network), own).requires_grad_(True).train()
+    return DDIMStudent(student_network(teacher), own).requires_grad_(True).train()

@@ -15,6 +15,7 @@ from fewstep.students.ddim import OPTIONS, PREDICTIONS, DDIMStudent
 from fewstep.students.grid import StepGrid
 from fewstep.students.interfaces import Student
 from fewstep.students.record import read_chosen
+from fewstep.teachers.folder import model_folder
 from fewstep.teachers.stock import load_scheduler, load_unet
 
 
@@ -67,8 +68,8 @@ def _kind(folder: Path) -> str | None:
 
 
 def _consistency(folder: Path) -> ConsistencyModel:
-    unet = load_unet(str(folder), "student")
-    config = load_scheduler(str(folder), CMStochasticIterativeScheduler, "student").config
+    unet = load_unet(model_folder(folder), "student")
+    config = load_scheduler(model_folder(folder), CMStochasticIterativeScheduler, "student").config
     if not isinstance(unet.config["sample_size"], int):
         raise UserError(
             f"{folder}: sample_size", unet.config["sample_size"], "a student makes square images: one number"
@@ -88,8 +89,8 @@ def _consistency(folder: Path) -> ConsistencyModel:
 
 
 def _ddim(folder: Path) -> DDIMStudent:
-    unet = load_unet(str(folder), "student")
-    scheduler = load_scheduler(str(folder), DDIMScheduler, "student")
+    unet = load_unet(model_folder(folder), "student")
+    scheduler = load_scheduler(model_folder(folder), DDIMScheduler, "student")
     if unlike := _unlike(scheduler.config):
         where, value = f"{folder}: scheduler_config.json: {unlike[0]}", scheduler.config[unlike[0]]
         raise UserError(where, value, "is not that of a student: it is sampled as any pipeline is")

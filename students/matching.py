@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.students.frozen import frozen_call
 from fewstep.students.pairs import log_normal_sigmas
+from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import (
     Batch,
     Condition,
@@ -74,7 +75,7 @@ class MatchingObjective(Objective):
     def __init__(
         self,
         network: Preconditioned,
-        teacher: Preconditioned,
+        teacher: Preconditioned | Guided,
         *,
         alpha: float | None,
         fake_updates: int,
@@ -143,7 +144,8 @@ class MatchingObjective(Objective):
         if self.alpha is not None and len(clean):
             with torch.no_grad():
                 own = space.sigma_max * randn(tuple(clean.shape), generator, device)
-                clean = self.network(own, torch.full_like(t[pure:], space.sigma_max))
+                condition = batch.condition.of(slice(pure, None))
+                clean = self.network(own, torch.full_like(t[pure:], space.sigma_max), condition)
         return torch.cat([noise[:pure], clean + noise[pure:]]), t
 
     def _students(self, images: Tensor, noise: Tensor, s: Tensor, fake: Tensor, condition: Condition) -> Tensor:

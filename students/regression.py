@@ -6,7 +6,7 @@ from fewstep.errors import UserError
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.objective import Distance
 from fewstep.students.trajectories import Trajectories
-from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress, moved, stratified
+from fewstep.teachers.interfaces import Batch, Condition, Evaluations, LossTerms, Objective, Progress, moved, stratified
 
 
 class TrajectoryRegression(Objective):
@@ -38,5 +38,7 @@ class TrajectoryRegression(Objective):
         level = (1 + (others * (levels - 1)).floor().long()).clamp(0, levels - 1)
         start, end = (moved(points, device) for points in self.trajectories.take(index, level))
         sigma = moved(torch.tensor(self.trajectories.sigmas)[level], device)
-        estimate = self.network(start, sigma)
+        labels = self.trajectories.labels(index)
+        condition = Condition(labels=None if labels is None else moved(labels, device))
+        estimate = self.network(start, sigma, condition)
         return LossTerms(loss=self.distance(estimate, end), sigma=sigma, estimate=estimate)

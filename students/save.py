@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.interfaces import Student
 from fewstep.students.record import write_record
+from fewstep.teachers.interfaces import NONE, Condition
 from fewstep.teachers.stock import quiet
 
 ROUND_TRIP_TOLERANCE = 1e-4
@@ -40,8 +41,12 @@ def round_trip(model: Student, folder: Path, num: int = 4) -> dict[int, float]:
         steps = planned.nfe
         generators = [torch.Generator("cpu").manual_seed(index) for index in range(num)]
         options = {"generator": _fresh(generators), "output_type": "np", "return_dict": False}
+        condition = NONE
+        if (classes := model.space.num_classes) is not None:
+            condition = Condition(labels=torch.arange(num) % classes)
+            options |= {"class_labels": condition.labels}
         stock = np.asarray(pipeline(batch_size=num, **call, **options)[0])
-        mine = planned.sample(ours, lambda: _draw(generators, model.space.shape))  # noqa: B023
+        mine = planned.sample(ours, lambda: _draw(generators, model.space.shape), condition)  # noqa: B023
         difference = float(np.abs(mine.permute(0, 2, 3, 1).numpy() - (stock * 2 - 1)).max())
         if not difference <= ROUND_TRIP_TOLERANCE:
             raise ValueError(

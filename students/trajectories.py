@@ -24,6 +24,8 @@ class Trajectories:
 
     sigmas: Sequence[float]
     shards: Sequence[Tensor]
+    num_classes: int | None = None
+    """Of a class-conditional teacher; trajectory i is of class i % num_classes."""
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
@@ -36,6 +38,10 @@ class Trajectories:
         ]
         start, end = torch.stack(pairs).unbind(1)
         return start, end
+
+    def labels(self, index: Tensor) -> Tensor | None:
+        """The classes of trajectories `index` [B], int64 [B]; None where there are none."""
+        return None if self.num_classes is None else index % self.num_classes
 
     def ends(self, number: int) -> Tensor:
         """The images at the ends of the first `number` trajectories, float32 [number, C, H, W]."""
@@ -52,13 +58,14 @@ def write_shard(path: Path, points: Tensor) -> None:
     write_bytes(path, save({"points": points.contiguous()}))
 
 
-def write_record(folder: Path, number: int, sigmas: Sequence[float]) -> None:
+def write_record(folder: Path, number: int, sigmas: Sequence[float], num_classes: int | None = None) -> None:
     """Write what the shards hold together."""
-    write_json(folder / _RECORD, {"number": number, "sigmas": list(sigmas)})
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    write_json(folder / _RECORD, {"number": number, "sigmas": list(sigmas)} | classes)
 
 
 def read_trajectories(folder: Path) -> Trajectories:
     """The trajectories of a finished stage, mapped into memory."""
     record = read_json(folder / _RECORD, _FORM)
     shards = [load_file(shard_path(folder, number))["points"] for number in range(-(-record["number"] // SHARD))]
-    return Trajectories(record["sigmas"], shards)
+    return Trajectories(record["sigmas"], shards, record.get("num_classes"))

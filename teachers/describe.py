@@ -4,20 +4,25 @@ Whether and how it can be distilled is decided by the rules that loading and con
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from fewstep.errors import UserError, first_line, unreadable
+from fewstep.errors import unreadable
 from fewstep.files import read_json, safetensors_header
+from fewstep.teachers.folder import ModelFolder, model_folder, own_scaling
 
+FAMILIES = {"edm": "EDM", "ve": "VE", "flow_matching": "flow matching"}
+"""Of scalings that are no DDPM's, for people."""
 FOLDED = ("v_prediction", "edm")
 """Scalings under which a student computes what its teacher does, but for the time embedding."""
-REGRESSED = ("epsilon", "sample", "flow_matching")
+REGRESSED = ("epsilon", "sample", "flow_matching", "ve")
 """Scalings from which a student starts with the teacher's weights and is regressed onto its denoiser."""
+PICKLED = "its weights are a pickle, which can run code: make safetensors of it with fewstep convert"
+COST = "trajectories.number * trajectories.steps evaluations once, and 3 an image of the student's training (cmt)"
 _PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TEXT = ("StableDiffusion", "Flux", "PixArt", "Kandinsky", "IFPipeline", "TextToImage", "LatentConsistency")
 
@@ -26,93 +31,70 @@ def describe(folder: Path) -> dict[str, Any]:
     """What `fewstep inspect FOLDER` says, as JSON. UserError: it is no model's folder, or damaged.
 
     {"family", "pipeline", "network", "prediction", "schedule", "sigma_min", "sigma_max", "parameters", "bytes",
-    "shape", "num_classes", "learned_variance", "time_embedding", "licence", "route", "why_not"}; None is what is not
-    known or not there. `route` is "fold" or "regress", None where it cannot be distilled, which `why_not` tells.
+    "precision", "gflop", "shape", "num_classes", "null_class", "learned_variance", "time_embedding", "licence",
+    "route", "cost", "why_not"}; None is what is not known or not there. `gflop`: of one evaluation of one image.
+    `route` is "fold" or "regress", None where it cannot be distilled, which `why_not` tells.
     """
-    index_path, own_path = folder / "model_index.json", folder / "fewstep.json"
-    if not index_path.is_file() and not (folder / "unet" / "config.json").is_file():
-        missing = "holds no model: it has neither model_index.json nor unet/config.json"
-        raise UserError(folder, None, missing if folder.is_dir() else "no such folder")
-    index = read_json(index_path, {}) if index_path.is_file() else {}
-    pipeline = index.get("_class_name")
-    found: dict[str, Any] = {"source": str(folder), "family": None, "pipeline": pipeline}
-    network = folder / "unet" / "config.json"
+    model = model_folder(folder)
+    pipeline, noise = model.index.get("_class_name"), model.noise
+    network = model.network / "config.json"
     unet = read_json(network, {}) if network.is_file() else {}
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    noise = read_json(scheduler, {}) if scheduler.is_file() else {}
+    found: dict[str, Any] = {"source": str(folder), "family": None, "pipeline": pipeline}
     found |= {"network": unet.get("_class_name")}
     found |= {"prediction": None, "schedule": None, "sigma_min": None, "sigma_max": None}
     if pipeline == "ConsistencyModelPipeline":
         ends = {"sigma_min": noise.get("sigma_min"), "sigma_max": noise.get("sigma_max")}
         found |= {"family": "consistency model", "prediction": "consistency"} | ends
-    elif own_path.is_file() and pipeline is None:
-        own = read_json(own_path, {"scaling": {"name": str}, "sigma_min": float, "sigma_max": float})
-        name = own["scaling"]["name"]
-        found |= {"family": {"edm": "EDM", "ve": "VE", "flow_matching": "flow matching"}.get(name, name)}
-        found |= {"prediction": name, "sigma_min": own["sigma_min"], "sigma_max": own["sigma_max"]}
-    elif "num_train_timesteps" in noise and "sigma_max" not in noise:
-        found |= {"family": "DDPM", "prediction": noise.get("prediction_type", "epsilon")} | _schedule(noise, scheduler)
-    elif "sigma_max" in noise:
-        found |= {"family": "VE", "prediction": "ve", "schedule": noise.get("_class_name")}
-        found |= {"sigma_min": noise.get("sigma_min"), "sigma_max": noise["sigma_max"]}
+    elif (own := own_scaling(model)) is not None:
+        name, schedule = own[0]["name"], noise.get("_class_name")
+        found |= {"family": FAMILIES.get(name, name), "prediction": name, "schedule": schedule}
+        found |= {"sigma_min": own[1], "sigma_max": own[2]}
+    elif "num_train_timesteps" in noise:
+        where = model.scheduler / "scheduler_config.json"
+        found |= {"family": "DDPM", "prediction": noise.get("prediction_type", "epsilon")} | _schedule(noise, where)
     sides = unet.get("sample_size")
     size = [sides, sides] if isinstance(sides, int) else sides
-    channels, made = unet.get("in_channels"), unet.get("out_channels")
-    classes = unet.get("num_class_embeds")
+    channels, made, rows = unet.get("in_channels"), unet.get("out_channels"), unet.get("num_class_embeds")
+    null = bool(rows and model.own.get("null_class"))
     found |= {
-        **_weights(folder / "unet"),
+        **_weights(model, unet),
         "shape": [channels, *size] if isinstance(size, list) and channels else None,
-        "num_classes": classes,
+        "num_classes": rows - null if rows else None,
+        "null_class": null,
         "learned_variance": bool(channels and made == 2 * channels),
         "time_embedding": unet.get("time_embedding_type", "positional") if unet else None,
         "licence": _licence(folder),
     }
-    why_not = _text_to_image(index) or refusal(unet, found["prediction"], conditional=is_conditional(unet))
+    why_not = _text_to_image(model.index) or refusal(unet, found["prediction"])
     if why_not is None and found["parameters"] is None:
-        pickled = any(path.suffix in (".bin", ".pt", ".ckpt") for path in (folder / "unet").glob("*"))
-        save = "its weights are a pickle, which can run code: save them as safetensors"
-        why_not = save if pickled else "its unet/ has no safetensors weights"
+        why_not = PICKLED if model.pickles else "it has no safetensors weights"
     route = None if why_not else "fold" if found["prediction"] in FOLDED else "regress"
-    return found | {"route": route, "why_not": why_not}
+    return found | {"route": route, "cost": COST if route else None, "why_not": why_not}
 
 
-def fetched(name: str, revision: str | None = None) -> Path:
-    """The folder that a hub id's model is cached in; it is downloaded where it is not. UserError: it cannot be had."""
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(name, None, "no such file or folder, and no hub id (OWNER/NAME)")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "README.md", "unet/*.safetensors"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # of the hub, its cache and the network: each version has its own
-        why = f"no such folder, and not to be had from the hub ({first_line(error)})"
-        raise UserError(name, revision, why) from None
-
-
-def refusal(unet: Mapping[str, Any], prediction: str | None, *, conditional: bool) -> str | None:
+def refusal(unet: Mapping[str, Any], prediction: str | None) -> str | None:
     """Why no student can be made of a network under a scaling, by its configuration; None where one can."""
-    channels = unet.get("in_channels")
+    channels, size = unet.get("in_channels"), unet.get("sample_size")
     if unet.get("_class_name") != "UNet2DModel":
         return f"its network is {unet.get('_class_name') or 'no UNet'}, not UNet2DModel"
     if prediction == "consistency":
         return "it is a student already: measure it, or export it"
     if prediction not in (*FOLDED, *REGRESSED):
         return f"no student can be made of {prediction}; of these it can: {', '.join((*FOLDED, *REGRESSED))}"
-    if conditional:
-        return "it is class-conditional; only an unconditional teacher can be distilled"
-    if unet.get("time_embedding_type", "positional") != "positional":
-        return f"its time embedding is {unet['time_embedding_type']}; the stock consistency pipeline takes positional"
-    if unet.get("out_channels") not in (channels, 2 * (channels or 0)) or unet.get("center_input_sample"):
-        return "a student needs as many output channels as input channels and center_input_sample = false"
-    if not isinstance(unet.get("sample_size"), int):
-        return "a student needs square images (an int sample_size)"
+    if unet.get("class_embed_type") is not None:
+        return (
+            f"its classes are embedded as {unet['class_embed_type']}; only a table of them (num_class_embeds) is read"
+        )
+    times = unet.get("time_embedding_type", "positional")
+    if times != "positional" and (times != "fourier" or prediction != "ve"):
+        return f"its time embedding is {times}; positional is needed, or fourier in a network of the VE family"
+    if unet.get("out_channels") not in (channels, 2 * (channels or 0)):
+        return "it needs as many output channels as input channels, or twice as many with a learned variance"
+    if unet.get("center_input_sample") and prediction != "ve":
+        return "it centres its input (center_input_sample), which is known of the VE family alone"
+    if not isinstance(size, int) and (not isinstance(size, list | tuple) or len({*size}) != 1):
+        return "a student makes square images (sample_size a number, or the same one twice)"
     return None
-
-
-def is_conditional(unet: Mapping[str, Any]) -> bool:
-    """Whether a network takes labels, by its configuration."""
-    return any(unet.get(key) is not None for key in ("num_class_embeds", "class_embed_type"))
 
 
 def _text_to_image(index: Mapping[str, Any]) -> str | None:
@@ -158,19 +140,39 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
     raise ValueError(f"beta_schedule {kind!r}")
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """{"parameters", "bytes", "precision"} by the headers of a network's files; None each where there are none."""
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        return dict.fromkeys(("parameters", "bytes", "precision"))
-    parameters, kinds = 0, set[str]()
-    for path in files:
+def _weights(model: ModelFolder, unet: Mapping[str, Any]) -> dict[str, Any]:
+    """{"parameters", "bytes", "precision", "gflop"} by the headers of a network's files; None each without any."""
+    parameters, kinds, products = 0, set[str](), 0.0
+    for path in model.weights:
         with unreadable(path, "is no safetensors file"):
-            tensors = [value for name, value in safetensors_header(path).items() if name != "__metadata__"]
-            parameters += sum(math.prod(tensor["shape"]) for tensor in tensors)
-            kinds |= {tensor["dtype"] for tensor in tensors}
+            tensors = {name: value for name, value in safetensors_header(path).items() if name != "__metadata__"}
+            parameters += sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+            kinds |= {tensor["dtype"] for tensor in tensors.values()}
+            products += sum(_products(name, tensor["shape"], unet) for name, tensor in tensors.items())
+    if not model.weights:
+        return dict.fromkeys(("parameters", "bytes", "precision", "gflop"))
     names = ", ".join(sorted(_PRECISIONS[kind] for kind in kinds if kind in _PRECISIONS))
-    return {"parameters": parameters, "bytes": sum(path.stat().st_size for path in files), "precision": names or None}
+    size = sum(path.stat().st_size for path in model.weights)
+    gflop = 2 * products / 1e9 or None
+    return {"parameters": parameters, "bytes": size, "precision": names or None, "gflop": gflop}
+
+
+def _products(name: str, shape: Sequence[int], unet: Mapping[str, Any]) -> float:
+    """Multiplications with a tensor of a UNet2DModel in one evaluation of one image: its size times its places there.
+
+    The products of queries and keys are left out: they have no weights.
+    """
+    size, levels = unet.get("sample_size"), len(unet.get("block_out_channels") or ())
+    side = size if isinstance(size, int) else size[0] if isinstance(size, list) and size else None
+    if len(shape) < 2 or not isinstance(side, int) or name.startswith(("time_", "class_")) or "time_emb_proj" in name:
+        return 0.0
+    part, _, rest = name.partition(".")
+    level = levels - 1 if part == "mid_block" else 0
+    if part in ("down_blocks", "up_blocks") and rest.partition(".")[0].isdigit():
+        number = int(rest.partition(".")[0])
+        level = number if part == "down_blocks" else levels - 1 - number
+        level += {"downsamplers": 1, "upsamplers": -1}.get(rest.split(".")[1], 0)
+    return math.prod(shape) * (side / 2**level) ** 2
 
 
 def _licence(folder: Path) -> str | None:

@@ -14,7 +14,8 @@ class Space:
 
     shape: (C, H, W) of x and of its noise. sigma_min, sigma_max: the noise levels it was trained on. table: the
     ascending sigmas of a discrete schedule, float64 [T], or None. num_classes: None for an unconditional model, else
-    labels run from 0 to num_classes - 1. clamp: the range of x0, which samplers hold their estimates to; None: none.
+    labels run from 0 to num_classes - 1. null_class: whether it can be asked for no class too, as guidance does. clamp:
+    the range of x0, which samplers hold their estimates to; None: none.
     """
 
     shape: tuple[int, int, int]
@@ -22,6 +23,7 @@ class Space:
     sigma_max: float
     table: Tensor | None = field(default=None, compare=False)
     num_classes: int | None = None
+    null_class: bool = False
     clamp: tuple[float, float] | None = (-1.0, 1.0)
 
     def clamped(self, x_0: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What images are asked to be: labels int64 [B] or None. An unconditional model ignores it."""
+    """What images are asked to be: labels int64 [B], or None: no class. An unconditional model ignores it."""
 
     labels: Tensor | None = None
 

@@ -19,12 +19,15 @@ def build_unet(
     norm_groups: int,
     dropout: float,
     seed: int,
+    classes: int | None = None,
+    fourier: bool = False,
 ) -> UNet2DModel:
-    """An unconditional UNet for images of `shape` (C, H, W), H = W, with weights drawn from `seed`.
+    """A UNet for images of `shape` (C, H, W), H = W, with weights drawn from `seed`.
 
     `channels` and `attention` have one entry a resolution level, the finest first. Attention has one head (Ho 2020):
-    with diffusers' heads of 8 channels a CPU spends a third of its time there. The time embedding is
-    positional, as a stock ConsistencyModelPipeline needs.
+    with diffusers' heads of 8 channels a CPU spends a third of its time there. `classes`: rows of its table of classes;
+    None: it is unconditional. The time embedding is positional, as a stock ConsistencyModelPipeline needs, or
+    `fourier`, with which diffusers divides the output by the noise level, as a score network of the VE family does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -39,6 +42,8 @@ def build_unet(
             norm_num_groups=norm_groups,
             dropout=dropout,
             attention_head_dim=None,
+            num_class_embeds=classes,
+            time_embedding_type="fourier" if fourier else "positional",
         )
 
 

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import UserError
 from fewstep.teachers.interfaces import NONE, Condition, Space, per_image
 from fewstep.teachers.scaling import Scaling
 
@@ -28,8 +29,21 @@ class Preconditioned(nn.Module):
     def raw(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         """F(c_in*x, c_noise) [B,C,H,W], in the dtype of x."""
         _, _, c_in, c_noise = self.scaling(sigma)
-        labels = {} if self.space.num_classes is None else {"class_labels": condition.labels}
+        labels = {} if self.space.num_classes is None else {"class_labels": self._labels(x, condition)}
         return self.network(per_image(c_in) * x, c_noise, **labels).sample[:, : self.space.shape[0]].to(x.dtype)
+
+    def _labels(self, x: Tensor, condition: Condition) -> Tensor:
+        """The rows of the network's embedding of classes, [B]; the one after all classes means none."""
+        if condition.labels is not None:
+            return condition.labels
+        if not self.space.null_class:
+            raise UserError("labels", None, f"this model is class-conditional: give labels 0 to {self._last}")
+        assert self.space.num_classes is not None
+        return torch.full((len(x),), self.space.num_classes, device=x.device)
+
+    @property
+    def _last(self) -> int:
+        return (self.space.num_classes or 0) - 1
 
     def clone(self) -> Self:
         """A copy with weights of its own."""

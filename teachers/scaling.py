@@ -101,26 +101,35 @@ class EDM:
 
 @dataclass(frozen=True)
 class VE:
-    """A score network of the variance-exploding SDE (Song 2021): D = x + sigma^2*F(x, sigma)."""
+    """A score network of the variance-exploding SDE (Song 2021): D = x + sigma^2*F(x, sigma).
+
+    unit: of the images that it was trained on, as a share of ours; 0.5 where theirs are in [0, 1]. There y = unit*x +
+    a constant, and the network reads the noise of y and returns the score in terms of y: D = x + unit*sigma^2*F.
+    """
 
     name: ClassVar[str] = "ve"
+    unit: float = 1.0
 
     def __call__(self, sigma: Tensor) -> Factors:
         """See `Scaling`."""
         one = torch.ones_like(sigma)
-        return Factors(one, sigma**2, one, sigma)
+        return Factors(one, self.unit * sigma**2, one, self.unit * sigma)
 
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """The network predicts eps - x0 at (1 - t)*x0 + t*eps, t = sigma/(1 + sigma) (Lipman 2023); it reads 1000*t."""
+    """The network predicts eps - x0 at (1 - t)*x0 + t*eps, t = sigma/(1 + sigma) (Lipman 2023).
+
+    It reads num_train_timesteps*t.
+    """
 
     name: ClassVar[str] = "flow_matching"
+    num_train_timesteps: float = 1000.0
 
     def __call__(self, sigma: Tensor) -> Factors:
         """See `Scaling`."""
         c_in = 1 / (1 + sigma)
-        return Factors(c_in, -sigma * c_in, c_in, 1000 * sigma * c_in)
+        return Factors(c_in, -sigma * c_in, c_in, self.num_train_timesteps * sigma * c_in)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
-from fewstep.teachers.describe import is_conditional
+from fewstep.teachers.folder import ModelFolder
 
 LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
@@ -50,38 +50,40 @@ def check_numbers(where: Path, value: Any, key: str = "") -> None:  # noqa: ANN4
             raise UserError(f"{where}: {key}", value, f"is larger than {most:,}")
 
 
-def load_unet(source: str, role: str) -> UNet2DModel:
-    """An unconditional UNet2DModel from a folder or hub id, whose `role` the errors name.
+def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
+    """A UNet2DModel from its folder, whose `role` the errors name.
 
-    Raises UserError for files that are absent, malformed or damaged, for weights that are no safetensors or not
-    exactly the network's, for class-conditional networks and for images without a size.
+    Raises UserError for files that are absent, malformed or damaged, for weights that are no safetensors, not exactly
+    the network's or not finite, for classes that are no table of embeddings and for images without a size. Sides that
+    are the same number twice become one.
     """
-    _check_config(source, "unet/config.json")
+    source, where = model.path, model.network / "config.json"
+    check_numbers(where, read_json(where, {}))
     with unreadable(source, f"cannot be loaded as a {role}"), quiet():
-        loaded: Any = UNet2DModel.from_pretrained(
-            source, subfolder="unet", use_safetensors=True, output_loading_info=True
-        )
+        loaded: Any = UNet2DModel.from_pretrained(str(model.network), use_safetensors=True, output_loading_info=True)
     unet, info = loaded
-    if is_conditional(unet.config):
-        raise UserError(source, None, f"is class-conditional; only an unconditional {role} can be loaded")
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
-            raise UserError(source, None, f"the weights in unet/ are not its config's: {kind} {sorted(info[kind])[:3]}")
+            remedy = f"the weights in {model.network.name}/ are not its config's: {kind} {sorted(info[kind])[:3]}"
+            raise UserError(source, None, remedy)
+    if bad := [name for name, tensor in unet.state_dict().items() if not bool(tensor.isfinite().all())]:
+        raise UserError(source, None, f"its weights are damaged: {bad[0]} holds NaN or infinity")
+    if (kind := unet.config["class_embed_type"]) is not None:
+        remedy = "only a table of classes (num_class_embeds) is read"
+        raise UserError(f"{where}: class_embed_type", kind, remedy)
     size = unet.config["sample_size"]
     sides = [size] if isinstance(size, int) else size
     if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):
-        raise UserError(f"{source}: unet/config.json: sample_size", size, "give the images' side in pixels")
+        raise UserError(f"{where}: sample_size", size, "give the images' side in pixels")
     unet.register_to_config(_name_or_path="")  # where it was read: a copy that is saved elsewhere needs no such path
+    if len({*sides}) == 1:
+        unet.register_to_config(sample_size=sides[0])
     return unet
 
 
-def load_scheduler(source: str, kind: type[Scheduler], role: str) -> Scheduler:
-    """A scheduler of a class from a folder or hub id; UserError where it is absent, malformed or damaged."""
-    _check_config(source, "scheduler/scheduler_config.json")
-    with unreadable(source, f"cannot be loaded as a {role}"), quiet():
-        return cast(Scheduler, kind.from_pretrained(source, subfolder="scheduler"))
-
-
-def _check_config(source: str, name: str) -> None:
-    if Path(source).is_dir():
-        check_numbers(Path(source) / name, read_json(Path(source) / name, {}))
+def load_scheduler(model: ModelFolder, kind: type[Scheduler], role: str) -> Scheduler:
+    """A scheduler of a class from a model's folder; UserError where it is absent, malformed or damaged."""
+    where = model.scheduler / "scheduler_config.json"
+    check_numbers(where, read_json(where, {}))
+    with unreadable(model.path, f"cannot be loaded as a {role}"), quiet():
+        return cast(Scheduler, kind.from_pretrained(str(model.scheduler)))

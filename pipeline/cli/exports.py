@@ -58,7 +58,8 @@ def inspect(argv: Sequence[str]) -> None:
 
         facts = provenance_of(path)
     else:
-        from fewstep.teachers.describe import describe, fetched
+        from fewstep.teachers.describe import describe
+        from fewstep.teachers.folder import fetched
 
         facts = describe(path if path.is_dir() else fetched(given.model, given.revision))
     if given.json:

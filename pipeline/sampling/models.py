@@ -11,6 +11,7 @@ from fewstep.eval.interfaces import Noise
 from fewstep.pipeline.sampling.grammar import SamplerName, in_steps
 from fewstep.students.consistency import plan_consistency
 from fewstep.students.interfaces import Student
+from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import Condition
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.solvers import SOLVERS, Planned
@@ -25,13 +26,14 @@ def prepare_to_sample(model: torch.nn.Module) -> None:
 class ModelSampler:
     """A model with a way to sample from it; see `fewstep.eval.interfaces.Sampler`."""
 
-    def __init__(self, name: str, label: str, model: Preconditioned, planned: Planned) -> None:
+    def __init__(self, name: str, label: str, model: Preconditioned | Guided, planned: Planned) -> None:
         self.name, self.label, self.subject = name, label, name.partition("@")[0]
         self.kind = "student" if isinstance(model, Student) else "teacher"
-        self.nfe, self.schedule = planned.nfe, planned.schedule
+        guided = isinstance(model, Guided)
+        self.nfe, self.schedule = planned.nfe * (2 if guided else 1), planned.schedule
         self.shape, self.num_classes = model.space.shape, model.space.num_classes
         self.network_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.networks, self._model, self._planned = (model,), model, planned
+        self.networks, self._model, self._planned = (model.model if guided else model,), model, planned
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
         """Images [B,C,H,W] in [-1, 1] on the model's device; an unconditional model ignores `labels`."""
@@ -40,14 +42,14 @@ class ModelSampler:
         return self._planned.sample(self._model, lambda: noise.draw().to(device), condition)
 
 
-def build_sampler(name: SamplerName, teacher: Preconditioned, students: Mapping[str, Student]) -> ModelSampler:
+def build_sampler(name: SamplerName, teacher: Preconditioned | Guided, students: Mapping[str, Student]) -> ModelSampler:
     """The sampler of a run that `name` stands for; `students` by name."""
     if name.solver:
         return teacher_sampler(teacher, name.solver, name.steps)
     return student_sampler(students[name.subject], name.steps, name=name.subject)
 
 
-def teacher_sampler(teacher: Preconditioned, solver: str, steps: int) -> ModelSampler:
+def teacher_sampler(teacher: Preconditioned | Guided, solver: str, steps: int) -> ModelSampler:
     """The teacher under one of SOLVERS."""
     planned = SOLVERS[solver].plan(teacher.space, steps)
     label = f"Teacher, {SOLVERS[solver].label}, {in_steps(steps)}"

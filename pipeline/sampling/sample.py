@@ -21,14 +21,18 @@ from fewstep.students.load import load_student, student_folder
 def sample(student: Student, num: int, steps: int = 1, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
     """`num` images of a student, uint8 [num, C, H, W].
 
-    Image i depends on (weights, steps, seed, i) alone. `seed` is below 4096. UserError for steps that the
-    student does not have, and for labels, which an unconditional student cannot use.
+    Image i depends on (weights, steps, seed, i) and its class alone: `labels` in turn, by default all classes. `seed`
+    is below 4096. UserError for steps that the student does not have, for labels out of range, and for any where it is
+    unconditional.
     """
-    if labels is not None:
+    classes = student.space.num_classes
+    if labels is not None and classes is None:
         raise UserError("labels", list(labels), "this student is unconditional: leave labels out")
+    if labels is not None and (not labels or any(not 0 <= label < (classes or 0) for label in labels)):
+        raise UserError("labels", list(labels), f"this student has the classes 0 to {(classes or 0) - 1}")
     if num < 1:
         raise UserError("num", num, "must be 1 or more")
-    return Generated(student_sampler(student, steps), seed, num, batch_size=256).images(0, num)
+    return Generated(student_sampler(student, steps), seed, num, batch_size=256, labels=labels).images(0, num)
 
 
 def sample_to_folder(

@@ -27,8 +27,8 @@ from fewstep.pipeline.sampling.pt2 import open_program
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.students.load import is_student, load_student
-from fewstep.teachers.describe import is_conditional
-from fewstep.teachers.load import SCALING_FILE, load_teacher
+from fewstep.teachers.folder import OWN
+from fewstep.teachers.load import load_teacher
 from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
 
@@ -47,7 +47,7 @@ def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tup
     if not at or Path(text).expanduser().exists():
         place, spec = text, None
     path = Path(place).expanduser()
-    is_model = any((path / name).is_file() for name in ("model_index.json", SCALING_FILE))
+    is_model = any((path / name).is_file() for name in ("model_index.json", OWN))
     if (path.is_dir() and not is_model) or (path.is_file() and path.suffix in (".npz", ".onnx", ".pt2")):
         if student := next(path.glob("students/[!.]*/model_index.json"), None):
             remedy = f"is a run: give {path}/teacher@ddim:50, {student.parent}@1 or others of its models"
@@ -105,7 +105,7 @@ def _sampler(
     ours: ModelSampler | None = None
     if not stock and solver not in SOLVERS:
         raise UserError(text, None, f"has a scaling of its own: name a solver, @SOLVER:N ({', '.join(SOLVERS)})")
-    if config.get("_class_name") != "UNet2DModel" or is_conditional(config):
+    if config.get("_class_name") != "UNet2DModel":
         pass
     elif kind == "DDPMPipeline" and solver in SOLVERS and steps:
         teacher = load_teacher(path, device)

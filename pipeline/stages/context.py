@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from fewstep.errors import UserError, printable
 from fewstep.files import read_json
@@ -40,6 +41,19 @@ class RunContext:
             remedy = "the images have changed since this run began: put them back, or give another name (--name)"
             raise UserError("data.source", config.source, remedy)
         return data
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The classes of the training images, int64 [N]; UserError where the data have none."""
+        if self.data.labels is None:
+            remedy = "the data have no labels, which a class-conditional teacher needs"
+            raise UserError("data.label_column", self.config.data.label_column, remedy)
+        return self.data.labels
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many classes the labels are of."""
+        return max(int(self.labels.max()) + 1, len(self.data.class_names or ()))
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:

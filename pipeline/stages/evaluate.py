@@ -22,9 +22,9 @@ from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.manifest import read_manifest
+from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.progress import say
 from fewstep.students.load import load_student
-from fewstep.teachers.load import load_teacher
 
 
 def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
     """
     config, data = run.config.eval, run.config.data
     extractor = load_extractor(config.extractor, config.weights, run.device)
-    teacher = load_teacher(run.folder / "teacher", run.device)
+    teacher = teacher_of(run)
     names = run.config.samplers
     trainings = run.config.trainings
     used = [name for name in trainings if any(sampler.subject == name for sampler in names)]

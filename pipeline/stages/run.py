@@ -28,7 +28,7 @@ from fewstep.pipeline.stages.manifest import (
     verify_outputs,
 )
 from fewstep.pipeline.stages.student import make_student
-from fewstep.pipeline.stages.teacher import make_teacher, source_hash
+from fewstep.pipeline.stages.teacher import loaded_inputs, make_teacher
 from fewstep.pipeline.stages.trajectories import make_trajectories
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
@@ -116,9 +116,13 @@ class Run(RunContext):
     def teacher(self) -> None:
         """Train a teacher, or load one, into teacher/."""
         if isinstance(self.config.teacher, LoadedTeacher):
-            inputs, redone = {"teacher.source": source_hash(self.config.teacher.source)}, "loaded again"
+            inputs, redone = loaded_inputs(self.config.teacher), "loaded again"
         else:
-            inputs = {"teacher": self.config.teacher.numbers()} | self._training_inputs()
+            numbers = self.config.teacher.numbers()
+            del numbers["guidance"]  # of its samplers and students
+            inputs = {"teacher": numbers} | self._training_inputs()
+            if self.config.teacher.class_conditional:
+                inputs |= {"labels": sha256_json(self.labels.tolist())}
             redone = "trained again from the start"
         own = sha256_json(inputs)
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
@@ -129,7 +133,7 @@ class Run(RunContext):
             config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
-            weights = {key: numbers, "teacher": model_hash(self.folder / "teacher")} | self._training_inputs()
+            weights = {key: numbers} | self._teacher_hash() | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
             if config.method.reads_trajectories:
                 weights |= {"trajectories": self.config.trajectories.numbers()}
@@ -150,11 +154,17 @@ class Run(RunContext):
                 partial(self._trajectories, config) if config.method.reads_trajectories else None,
             )
 
+    def _teacher_hash(self) -> dict[str, Any]:
+        """The teacher as students have it: its model, and the guidance where there is some."""
+        guidance = self.config.teacher.guidance
+        guided = {} if guidance == 1 else {"teacher.guidance": guidance}
+        return {"teacher": model_hash(self.folder / "teacher")} | guided
+
     def _trajectories(self, config: StudentConfig) -> None:
         """Make trajectories/ of the teacher, which students that are made already do without."""
         ends = (config.sigma_min, config.sigma_max)
         inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
-        inputs |= {"seed": self.config.seed, "teacher": model_hash(self.folder / "teacher")}
+        inputs |= {"seed": self.config.seed} | self._teacher_hash()
         own = sha256_json(inputs)
         build: Build = lambda stage, _: make_trajectories(self, stage, own, ends)  # noqa: E731
         self._stage("trajectories", "trajectories", inputs, build, own, "made again")
@@ -177,6 +187,8 @@ class Run(RunContext):
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
+        if (guidance := self.config.teacher.guidance) != 1:
+            hashes |= {subject: f"{hashes[subject]}, guidance {guidance}" for subject in hashes if subject == "teacher"}
         return shared, {str(name): hashes[name.subject] for name in names}
 
     def evaluate(self) -> None:

@@ -18,6 +18,7 @@ from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext, training_layout
+from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.pipeline.training.checkpoint import list_checkpoints
 from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
@@ -29,7 +30,9 @@ from fewstep.students.load import load_student
 from fewstep.students.methods.base import DistillationMethod
 from fewstep.students.save import save_student
 from fewstep.students.trajectories import read_trajectories
-from fewstep.teachers.load import load_teacher, read_teacher
+from fewstep.teachers.guided import Guided
+from fewstep.teachers.interfaces import Condition, Denoiser
+from fewstep.teachers.load import read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
 
@@ -77,7 +80,7 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     config, folder = training.config, run.folder / "teacher"
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = sha256_file(weights)
-    teacher = load_teacher(folder, run.device)
+    teacher = teacher_of(run)
     teacher.network.to(memory_format=training_layout(config.train.precision))
     method = cast(DistillationMethod, config.method)
     if method.student == "ddim":
@@ -111,7 +114,7 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
 
 
 def _convert(
-    run: RunContext, training: Training, teacher: Preconditioned, identity: str
+    run: RunContext, training: Training, teacher: Preconditioned | Guided, identity: str
 ) -> tuple[ConsistencyModel, dict[str, Any]]:
     """The student before distillation, and how far its denoiser is from the teacher's, for the manifest.
 
@@ -151,11 +154,12 @@ def _convert(
 
 
 def _regress(
-    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned, identity: str
+    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned | Guided, identity: str
 ) -> tuple[ConsistencyModel, tuple[float, float] | None]:
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
     config = training.config
-    trusted = trusted_range(teacher, _images(run, 512), run.student_generator(training, "trusted"))
+    images, condition = _images(run, teacher, 512)
+    trusted = trusted_range(teacher, images, run.student_generator(training, "trusted"), condition)
     where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
         f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images "
@@ -171,11 +175,13 @@ def _regress(
 
 
 def _conversion_error(
-    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned
+    run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned | Guided
 ) -> dict[str, float]:
     """{noise level: RMSE} over levels that both have, which is said too; UserError where one is not finite."""
     generator, was_training = run.student_generator(training, "conversion"), model.training
-    errors = conversion_error(model.eval(), teacher, _images(run, 128), generator, judged_sigmas(model, teacher))
+    images, condition = _images(run, teacher, 128)
+    sigmas = judged_sigmas(model, teacher)
+    errors = conversion_error(model.eval(), teacher, images, generator, sigmas, condition)
     model.train(was_training)
     if bad := [sigma for sigma, error in errors.items() if not math.isfinite(error)]:
         remedy = f"its images or the student's are not finite at noise level {bad[0]}; give another teacher"
@@ -185,5 +191,9 @@ def _conversion_error(
     return {f"{sigma:g}": error for sigma, error in errors.items()}
 
 
-def _images(run: RunContext, num: int) -> Tensor:
-    return run.data.images[:num].to(run.device).float() / 127.5 - 1
+def _images(run: RunContext, teacher: Denoiser, num: int) -> tuple[Tensor, Condition]:
+    """The first `num` images of the data, in [-1, 1], and of a class-conditional teacher their classes."""
+    labels = None
+    if teacher.space.num_classes is not None:
+        labels = run.labels[:num].to(run.device)
+    return run.data.images[:num].to(run.device).float() / 127.5 - 1, Condition(labels=labels)

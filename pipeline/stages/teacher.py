@@ -4,47 +4,61 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import LoadedTeacher
-from fewstep.pipeline.sampling.subjects import HUB_ID, fetch
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
 from fewstep.pipeline.training.randomness import key
 from fewstep.progress import say
-from fewstep.teachers.load import ddpm_model, read_teacher, save_teacher
+from fewstep.teachers.folder import fetched
+from fewstep.teachers.guided import Guided
+from fewstep.teachers.interfaces import Objective
+from fewstep.teachers.load import ddpm_model, load_teacher, own_model, read_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler, build_unet
-from fewstep.teachers.objective import DDPMObjective
+from fewstep.teachers.objective import LEVELS, DDPMObjective, DenoisingObjective
+from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import SCALINGS
 from fewstep.teachers.solvers import levels
 
 
-def source_hash(source: str) -> str:
-    """A hash of the model in a folder or under a hub id, by its files; "" where there is none, which loading tells."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if not HUB_ID.fullmatch(source):
-            return ""
-        folder = fetch("teacher.source", source)
-    return folder_hash(folder)
+def loaded_inputs(config: LoadedTeacher) -> dict[str, Any]:
+    """What a loaded teacher is made from: a hash of its files, and how they are read.
+
+    The hash is "" where there is no such folder and no hub id, which loading tells.
+    """
+    folder = Path(config.source).expanduser()
+    found = ""
+    if folder.is_dir():
+        found = folder_hash(folder)
+    elif config.source.count("/") == 1:
+        found = folder_hash(fetched(config.source, config.revision))
+    return {"teacher.source": found} | ({"teacher.null_class": True} if config.null_class else {})
+
+
+def teacher_of(run: RunContext) -> Preconditioned | Guided:
+    """The run's teacher on its device, as its samplers follow it and its students learn from it."""
+    teacher = load_teacher(run.folder / "teacher", run.device)
+    guidance = run.config.teacher.guidance
+    if guidance == 1:
+        return teacher
+    if not teacher.space.null_class:
+        remedy = "needs a teacher that can be asked for no class: one trained with label_dropout, or null_class"
+        raise UserError("teacher.guidance", guidance, remedy)
+    return Guided(teacher, guidance)
 
 
 def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
-    """Fill `stage` with a stock DDPMPipeline folder of the averaged weights."""
+    """Fill `stage` with the folder of a diffusers model of the averaged weights."""
     config = run.config.teacher
     if isinstance(config, LoadedTeacher):
-        say(f"teacher: loading {config.source}")
-        teacher, scheduler = read_teacher(config.source)
-        made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.images.shape[1:]))
-        if made != needed:
-            remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
-            raise UserError("teacher.source", config.source, remedy)
-        run.config.check_steps(len(levels(teacher.space)))
-        save_teacher(teacher, scheduler, stage)
-        return {"source": config.source, "from_hub": not Path(config.source).expanduser().is_dir()}
+        return _loaded(run, config, stage)
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
-    network = config.network
+    network, dropout = config.network, config.label_dropout
+    classes = run.num_classes if config.class_conditional else None
+    null = classes is not None and dropout > 0
     unet = build_unet(
         shape,
         channels=network.channels,
@@ -53,15 +67,44 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         norm_groups=network.norm_groups,
         dropout=network.dropout,
         seed=key(run.config.seed, "teacher-weights"),
+        classes=None if classes is None else classes + null,
+        fourier=config.prediction == "ve",
     ).to(memory_format=training_layout(config.train.precision))  # type: ignore[call-arg]
     parameters = sum(parameter.numel() for parameter in unet.parameters())
+    of = "" if classes is None else f" of {classes} classes"
     say(
         f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
-        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]} for {config.train.kimg:g} kimg"
+        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
     )
-    scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
+    scheduler: DDPMScheduler | None = None
+    if config.prediction in ("v_prediction", "epsilon", "sample"):
+        scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
+        objective: Objective = DDPMObjective(unet, scheduler, dropout if null else 0.0)
+    else:
+        scaling = SCALINGS[config.prediction]()
+        model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=null)
+        objective = DenoisingObjective(model, dropout if null else 0.0)
     job = run.training_job("teacher", "teacher", config.train, config_hash)
-    (average,) = train(DDPMObjective(unet, scheduler), job, run.accelerated(config.train.precision)).values()
-    unet = cast(UNet2DModel, average.cpu().to(memory_format=torch.contiguous_format))
-    save_teacher(ddpm_model(unet, scheduler), scheduler, stage)
+    (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
+    average = average.cpu().to(memory_format=torch.contiguous_format)
+    if scheduler is not None:
+        average = ddpm_model(cast(UNet2DModel, average), scheduler, null_class=null)
+    save_teacher(cast(Preconditioned, average), scheduler, stage)
     return {"network_parameters": parameters}
+
+
+def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, Any]:
+    """Fill `stage` with a teacher from elsewhere; UserError where it does not suit the data or the samplers."""
+    say(f"teacher: loading {config.source}")
+    teacher, scheduler = read_teacher(config.source, revision=config.revision, null_class=config.null_class)
+    made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.images.shape[1:]))
+    if made != needed:
+        remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
+        raise UserError("teacher.source", config.source, remedy)
+    run.config.check_steps(len(levels(teacher.space)))
+    if (classes := teacher.space.num_classes) is not None and run.num_classes > classes:
+        remedy = f"has {classes} classes and the data's labels go up to {run.num_classes - 1}"
+        raise UserError("teacher.source", config.source, remedy)
+    save_teacher(teacher, scheduler, stage)
+    facts = {"source": config.source, "from_hub": not Path(config.source).expanduser().is_dir()}
+    return facts | ({} if config.revision is None else {"revision": config.revision})

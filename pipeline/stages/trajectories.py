@@ -16,11 +16,13 @@ from fewstep.eval.quality.references import extract
 from fewstep.files import read_json, sha256_file, write_json
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.context import RunContext, training_layout
+from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import ProgressLine, say
 from fewstep.students.convert import check_convertible
 from fewstep.students.trajectories import SHARD, Trajectories, read_trajectories, shard_path, write_record, write_shard
-from fewstep.teachers.load import load_teacher
+from fewstep.teachers.guided import Guided
+from fewstep.teachers.interfaces import Condition
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
@@ -32,11 +34,11 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
     """
     settings, work = run.config.trajectories, run.folder / "checkpoints" / "trajectories" / identity[:16]
     sigma_min, sigma_max = ends
-    teacher = load_teacher(run.folder / "teacher", run.device)
+    teacher = teacher_of(run)
     check_convertible(teacher, sigma_max)  # before the work is done and not after it
     teacher.network.to(memory_format=training_layout(settings.precision))
     sigmas = trajectory_sigmas(settings.steps, sigma_min, sigma_max)
-    evaluations = settings.number * settings.steps
+    evaluations = settings.number * settings.steps * (2 if isinstance(teacher, Guided) else 1)
     say(f"trajectories: {settings.number:,} of {settings.steps} steps, {evaluations:,} evaluations of the teacher")
     work.mkdir(parents=True, exist_ok=True)
     with ProgressLine("trajectories", settings.number) as line:
@@ -47,21 +49,26 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
                 write_shard(path, _points(run, teacher, sigmas, number, count))
                 write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
             line.update(start + count, f"{start + count:,}")
-    write_record(work, settings.number, sigmas.float().tolist())
+    record = (settings.number, sigmas.float().tolist(), teacher.space.num_classes)
+    write_record(work, *record)
     facts = {"evaluations": evaluations} | _end_distance(run, read_trajectories(work))
     for path in work.glob("*.safetensors"):  # last: what was moved does not survive an interruption
         os.replace(path, stage / path.name)
-    write_record(stage, settings.number, sigmas.float().tolist())
+    write_record(stage, *record)
     return facts
 
 
-def _points(run: RunContext, teacher: Preconditioned, sigmas: Tensor, number: int, count: int) -> Tensor:
+def _points(run: RunContext, teacher: Preconditioned | Guided, sigmas: Tensor, number: int, count: int) -> Tensor:
     """The `count` trajectories of shard `number`, [count, len(sigmas), C, H, W] as they are kept."""
     settings, generator = run.config.trajectories, keyed_generator(run.config.seed, "trajectories", number)
     noise = torch.randn((count, *teacher.space.shape), generator=generator)
-    parts = noise.split(run.config.eval.batch_size)
+    classes, first = teacher.space.num_classes, number * SHARD
+    labels = None if classes is None else (torch.arange(first, first + count) % classes).to(run.device)
+    condition, batch = Condition(labels=labels), run.config.eval.batch_size
+    parts = [slice(start, start + batch) for start in range(0, count, batch)]
     with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        points = torch.cat([trajectory(teacher, sigmas, part.to(run.device)).cpu() for part in parts])
+        made = [trajectory(teacher, sigmas, noise[part].to(run.device), condition.of(part)).cpu() for part in parts]
+    points = torch.cat(made)
     points = points.to(getattr(torch, settings.dtype))
     if not bool(points.isfinite().all()):
         raise UserError(run.folder / "teacher", None, f"a trajectory of it is not finite as {settings.dtype}")

@@ -9,6 +9,7 @@ from fewstep.settings import Section
 if TYPE_CHECKING:
     from fewstep.students.consistency import ConsistencyModel
     from fewstep.students.matching_finish import MatchingFinish
+    from fewstep.teachers.guided import Guided
     from fewstep.teachers.interfaces import Objective
     from fewstep.teachers.preconditioned import Preconditioned
 
@@ -25,7 +26,9 @@ class Matching(Section):
     mean: float = Field(default=0.0, description="mean of ln sigma of the noise under which images are compared")
     std: float = Field(default=1.2, gt=0, description="standard deviation of that ln sigma")
 
-    def build(self, objective: "Objective", student: "ConsistencyModel", teacher: "Preconditioned") -> "MatchingFinish":
+    def build(
+        self, objective: "Objective", student: "ConsistencyModel", teacher: "Preconditioned | Guided"
+    ) -> "MatchingFinish":
         """The objective around the method's own, which trains `student`."""
         from fewstep.students.matching import MatchingObjective
         from fewstep.students.matching_finish import MatchingFinish

@@ -1,0 +1,130 @@
+"""A diffusers model's folder, or the cached folder of a hub id: where its parts lie and what family it is of. No torch.
+
+The parts are in unet/ and scheduler/, or, as google's first DDPMs on the hub have them, both at the root.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError, first_line
+from fewstep.files import read_json
+
+OWN = "fewstep.json"
+"""What a folder says of itself where no scheduler of diffusers does: its scaling, its noise levels, its classes."""
+FLOW_ENDS = (0.001 / 0.999, 0.999 / 0.001)
+"""Noise levels of flow matching at t = 0.001 and 0.999."""
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The parts of a model: the folders of its network and its scheduler, and what its files of configuration hold."""
+
+    path: Path
+    network: Path
+    scheduler: Path
+    index: Mapping[str, Any]
+    own: Mapping[str, Any]
+
+    @property
+    def noise(self) -> Mapping[str, Any]:
+        """The scheduler's configuration; empty where there is none."""
+        path = self.scheduler / "scheduler_config.json"
+        return read_json(path, {}) if path.is_file() else {}
+
+    @property
+    def weights(self) -> list[Path]:
+        """The network's safetensors files."""
+        return sorted(self.network.glob("diffusion_pytorch_model*.safetensors"))
+
+    @property
+    def pickles(self) -> list[Path]:
+        """Weights that are no safetensors."""
+        return sorted(path for path in self.network.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+
+
+def model_folder(folder: Path) -> ModelFolder:
+    """The parts of a folder. UserError: it is none, or holds no model."""
+    if not folder.is_dir():
+        raise UserError(folder, None, "no such folder; give that of a diffusers model, or a hub id (OWNER/NAME)")
+    index, own = folder / "model_index.json", folder / OWN
+    network = folder / "unet" if (folder / "unet").is_dir() or not (folder / "config.json").is_file() else folder
+    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    if not index.is_file() and not (network / "config.json").is_file():
+        remedy = "holds no model: it has no model_index.json, and no config.json of a network or in its unet/"
+        raise UserError(folder, None, remedy)
+    return ModelFolder(
+        folder,
+        network,
+        scheduler,
+        read_json(index, {}) if index.is_file() else {},
+        read_json(own, {}) if own.is_file() else {},
+    )
+
+
+def own_scaling(model: ModelFolder) -> tuple[dict[str, Any], float, float, Path] | None:
+    """A scaling's JSON, the noise levels it is for and the file that says so; None: a DDPM's schedule decides.
+
+    It is that of fewstep.json, or of a scheduler of diffusers that is of another family: EDM, VE, flow matching.
+    """
+    if "scaling" in model.own:
+        path = model.path / OWN
+        value = read_json(path, {"scaling": {"name": str}, "sigma_min": float, "sigma_max": float})
+        return value["scaling"], value["sigma_min"], value["sigma_max"], path
+    noise, path = model.noise, model.scheduler / "scheduler_config.json"
+    kind = noise.get("_class_name")
+    if kind in _EDM:
+        if noise.get("prediction_type", "epsilon") != "epsilon":
+            remedy = "of an EDM scheduler is not supported: its network gives F of Karras 2022 (epsilon)"
+            raise UserError(f"{path}: prediction_type", noise["prediction_type"], remedy)
+        values = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0} | {**noise}
+        ends = _numbers(path, values, ("sigma_data", "sigma_min", "sigma_max"))
+        return {"name": "edm", "sigma_data": ends[0]}, ends[1], ends[2], path
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        (steps,) = _numbers(path, {"num_train_timesteps": 1000} | {**noise}, ("num_train_timesteps",))
+        return {"name": "flow_matching", "num_train_timesteps": steps}, *FLOW_ENDS, path
+    if kind == "ScoreSdeVeScheduler":  # of images in [0, 1]: a half of ours
+        low, high = _numbers(path, {"sigma_min": 0.01, "sigma_max": 1348.0} | {**noise}, ("sigma_min", "sigma_max"))
+        return {"name": "ve", "unit": 0.5}, 2 * low, 2 * high, path
+    return None
+
+
+def _numbers(path: Path, values: Mapping[str, Any], names: tuple[str, ...]) -> list[float]:
+    """Numbers of a configuration that must be above 0."""
+    for name in names:
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{path}: {name}", value, "must be a number above 0")
+    return [float(values[name]) for name in names]
+
+
+def fetched(name: str, revision: str | None = None, weights: str = "*.safetensors") -> Path:
+    """The folder that a hub id's model is cached in; it is downloaded where it is not. UserError: it cannot be had.
+
+    Of the model's files the network's and the configurations are fetched, and of weights those that match `weights`.
+    """
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(name, None, "no such file or folder, and no hub id (OWNER/NAME)")
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name}, revision {revision}" if revision else name
+    patterns = ["*.json", "README.md", f"unet/{weights}", f"diffusion_pytorch_model{weights}"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError:
+        remedy = "is gated on the hub: ask for access on its page there, then log in (hf auth login)"
+    except errors.RepositoryNotFoundError:
+        remedy = "no such folder, and no such model on the hub; a private one needs you logged in (hf auth login)"
+    except errors.RevisionNotFoundError:
+        remedy = "the hub has this model, but no such branch, tag or commit of it"
+    except errors.IncompleteSnapshotError:
+        remedy = "is cached in part, and the hub cannot be reached for the rest of it: try again when it can"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        remedy = "no such folder, and the hub cannot be reached and has nothing of it cached"
+    except errors.HFValidationError:
+        remedy = "no such folder, and no hub id (OWNER/NAME)"
+    except Exception as error:  # of the network and the cache: each version has its own
+        remedy = f"no such folder, and not to be had from the hub ({first_line(error)})"
+    raise UserError(at, None, remedy)
