@@ -5,6 +5,7 @@ says, an archive does not unpack to more than a hundred times its length, a tens
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,11 +81,21 @@ def read_torch(where: object, path: Path, what: str) -> object:
                 if sum(info.file_size for info in archive.infolist()) > length:
                     raise ValueError("it is packed, which torch.save does not do")
         with torch.serialization.safe_globals([_reconstruct, *_PICKLED_BY_NUMPY]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            value = _load(path)
         for size in _sizes(value):
             if size > length:
                 raise ValueError(f"it holds a tensor of {size:,} bytes, more than the file")
     return value
+
+
+def _load(path: Path) -> object:
+    """What torch's reader makes of a file; ValueError names what stands in it that is no tensor."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's own, and torch's, which advises to read the file without weights_only
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(f"it names {named[1]}, which is no tensor's and is not run") from None
+        raise
 
 
 def _sizes(value: object, depth: int = 0) -> Iterator[int]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
-from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share
+from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share, labels_for
 from fewstep.eval.interfaces import Sampler
+from fewstep.eval.quality.classes import NEIGHBOURS, RealClasses
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.quality.floor import floor
 from fewstep.eval.quality.judge import SCRATCH, Judge, add_block, generated
@@ -30,6 +31,8 @@ from fewstep.files import read_json, read_sealed, remove, sealed, write_json
 
 Subject = Sampler | StoredImages
 KEPT = {"identity": str, "quality": (None, {"protocol_hash": str, "seeds": [int], "metrics": {}}), "timing": object}
+MOST_ROWS = 16
+"""Of a grid with a row for each class."""
 CONDITIONS = ("device", "processor", "threads", "torch")  # a time of others is not kept
 """What is used of a result file that an earlier call left."""
 
@@ -80,6 +83,7 @@ def benchmark(
     shown: Tensor | None,
     training_images: Tensor | None,
     training_features: Tensor | None = None,
+    classes: RealClasses | None = None,
     extractor: Extractor,
     settings: BenchmarkSettings,
     folder: Path,
@@ -90,7 +94,7 @@ def benchmark(
 
     shown: real images uint8 [N, C, H, W] for grids/real.png. training_images: uint8 [N, C, H, W] for the
     near-copies; without them there are none in the results. training_features: [M, D] float32 of all or some of them,
-    for the near-copies in features.
+    for the near-copies in features. classes: of the reference, for samplers that are asked for one.
     Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
     UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
@@ -108,6 +112,7 @@ def benchmark(
         subjects=subjects,
         extractor=extractor,
         training=training,
+        classes=classes,
         settings=settings,
         folder=folder,
         device=device,
@@ -147,12 +152,29 @@ def benchmark(
             "how": training.how,
             "in_features": in_features and {"threshold": in_features.threshold, "how": in_features.how},
         },
+        **_of_classes(classes),
         "environment": environment(device),
         "sampler_order": [subject.name for subject in subjects],
         "speed": speed_ratios(results),
     }
     write_json(folder / "benchmark.json", value)
     return value
+
+
+def _of_classes(classes: RealClasses | None) -> dict[str, Any]:
+    """What a benchmark says of the classes; nothing where there are none."""
+    if classes is None:
+        return {}
+    names, real = list(classes.names), classes.real_agreement
+    return {"classes": {"names": names, "neighbours": NEIGHBOURS, "real_agreement": real}}
+
+
+def _pictured(asked: Tensor | None, count: int) -> Tensor:
+    """Which images a grid of eight columns shows: the first 64, or of each of the first classes eight in a row."""
+    if asked is None:
+        return torch.arange(min(64, count))
+    rows = [(asked == number).nonzero().flatten()[:8] for number in range(min(int(asked.max()) + 1, MOST_ROWS))]
+    return torch.cat([row for row in rows if len(row) == 8] or [torch.arange(min(64, count))])
 
 
 def remove_others(folder: Path, subjects: Sequence[Subject]) -> None:
@@ -170,6 +192,7 @@ class _Run:
     subjects: Sequence[Subject]
     extractor: Extractor
     training: TrainingImages | None
+    classes: RealClasses | None
     settings: BenchmarkSettings
     folder: Path
     device: torch.device
@@ -239,13 +262,16 @@ class _Run:
         """The metrics of a seed block; of the first one the pictures are written too."""
         check_varied(subject.name, images)
         metrics = self.judge(features) | {"full_range": full_range_share(images)}
+        asked = None if isinstance(subject, StoredImages) else labels_for(subject, 0, len(images))
+        if self.classes is not None and asked is not None:
+            metrics |= self.classes(features, asked)
         if self.training is not None:
             neighbours = self.training.nearest(images)
             metrics["copies"] = neighbours.share(self.training.threshold)
             if seed == 0 and subject is self.neighbours_of:
                 save_neighbours(self.folder, subject.name, images, neighbours, self.training)
         if seed == 0:
-            save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[:64])
+            save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[_pictured(asked, len(images))])
         return metrics
 
     def timing(self) -> None:

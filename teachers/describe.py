@@ -65,7 +65,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "time_embedding": unet.get("time_embedding_type", "positional") if unet else None,
         "licence": _licence(folder),
     }
-    why_not = _text_to_image(model.index) or refusal(unet, found["prediction"])
+    why_not = text_to_image(model.index) or refusal(unet, found["prediction"])
     if why_not is None and found["parameters"] is None:
         why_not = PICKLED if model.pickles else "it has no safetensors weights"
     route = None if why_not else "fold" if found["prediction"] in FOLDED else "regress"
@@ -97,7 +97,8 @@ def refusal(unet: Mapping[str, Any], prediction: str | None) -> str | None:
     return None
 
 
-def _text_to_image(index: Mapping[str, Any]) -> str | None:
+def text_to_image(index: Mapping[str, Any]) -> str | None:
+    """Why a pipeline that makes images of text cannot be distilled, by its model_index.json; None: it is none."""
     name = str(index.get("_class_name"))
     if "text_encoder" in index or "tokenizer" in index or name.startswith(_TEXT):
         return f"{name} makes images of text, which is not supported yet"

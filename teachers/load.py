@@ -8,6 +8,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json, write_json
+from fewstep.teachers.describe import text_to_image
 from fewstep.teachers.folder import OWN, ModelFolder, fetched, model_folder, own_scaling
 from fewstep.teachers.interfaces import Space
 from fewstep.teachers.preconditioned import Preconditioned
@@ -65,7 +66,9 @@ def read_teacher(
     _check(model)
     own = own_scaling(model)
     unet = load_unet(model, "teacher")
-    null = bool(model.own.get("null_class", null_class))
+    null = model.own.get("null_class", null_class)
+    if not isinstance(null, bool):
+        raise UserError(f"{model.path / OWN}: null_class", null, "must be true or false")
     if null and (unet.config["num_class_embeds"] or 0) < 2:
         raise UserError("teacher.null_class", True, f"{path} has no classes of which one could mean none")
     if own is not None:
@@ -122,6 +125,8 @@ def _own_scaled(
 
 def _check(model: ModelFolder) -> None:
     """UserError for another network than a UNet2DModel, and where there are no weights, or only a pickle."""
+    if (why := text_to_image(model.index)) is not None:
+        raise UserError(model.path, None, why)
     named = model.index.get("unet")
     kind = read_json(model.network / "config.json", {}).get("_class_name", "UNet2DModel")
     if (model.index and (not isinstance(named, list) or named[-1:] != ["UNet2DModel"])) or kind != "UNet2DModel":

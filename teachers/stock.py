@@ -58,7 +58,11 @@ def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
     are the same number twice become one.
     """
     source, where = model.path, model.network / "config.json"
-    check_numbers(where, read_json(where, {}))
+    config = read_json(where, {})
+    check_numbers(where, config)
+    if (kind := config.get("class_embed_type")) is not None:
+        remedy = "only a table of classes (num_class_embeds) is read"
+        raise UserError(f"{where}: class_embed_type", kind, remedy)
     with unreadable(source, f"cannot be loaded as a {role}"), quiet():
         loaded: Any = UNet2DModel.from_pretrained(str(model.network), use_safetensors=True, output_loading_info=True)
     unet, info = loaded
@@ -68,9 +72,6 @@ def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
             raise UserError(source, None, remedy)
     if bad := [name for name, tensor in unet.state_dict().items() if not bool(tensor.isfinite().all())]:
         raise UserError(source, None, f"its weights are damaged: {bad[0]} holds NaN or infinity")
-    if (kind := unet.config["class_embed_type"]) is not None:
-        remedy = "only a table of classes (num_class_embeds) is read"
-        raise UserError(f"{where}: class_embed_type", kind, remedy)
     size = unet.config["sample_size"]
     sides = [size] if isinstance(size, int) else size
     if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(s not in SIDES for s in sides):

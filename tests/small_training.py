@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fewstep.files import sha256_file
-from fewstep.pipeline.config.schema import TrainConfig
+from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.loop import TrainingJob, train
 from fewstep.teachers.interfaces import Evaluations, LossTerms, Objective, randn
 

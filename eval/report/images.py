@@ -80,8 +80,17 @@ def neighbours(data: bytes, side: int, columns: slice) -> Picture:
 
 def strip(data: bytes, side: int) -> Picture:
     """The first images of an 8x8 grid in one row: 16 where they fit the page at their own size, else 8."""
+    return _strip(tiles(data, side)[:2], side)
+
+
+def strip_of_classes(data: bytes, side: int) -> Picture:
+    """`strip` of a grid with a row for each class: the first images of each."""
+    return _strip(tiles(data, side)[:, :2].swapaxes(0, 1), side)
+
+
+def _strip(images: np.ndarray, side: int) -> Picture:
     fit = STRIP_IMAGES if STRIP_IMAGES * (side + 1) <= STRIP_WIDTH else SIDE
-    return _picture(np.concatenate(tiles(data, side)[:2])[None, :fit], STRIP_WIDTH)
+    return _picture(np.concatenate(images)[None, :fit], STRIP_WIDTH)
 
 
 def tiles(data: bytes, side: int) -> np.ndarray:

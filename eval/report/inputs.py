@@ -113,6 +113,7 @@ def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, 
         "cost": cost,
         "trajectories": trajectories,
         "thousand_evaluations": log[-1]["kimg"] * each + trajectories / 1000 if log and each else None,
+        **{key: manifest[key] for key in ("conversion_rmse", "regression") if key in manifest},
         "average": manifest.get("quality", {}).get("chosen", next(iter(measured), None)),
     }
 

@@ -10,7 +10,8 @@ import jinja2
 from fewstep.errors import unreadable
 from fewstep.eval.quality.protocol import slug
 from fewstep.eval.report import method_plots, plots
-from fewstep.eval.report.images import Picture, grid, image_side, neighbours, strip
+from fewstep.eval.report.classes import by_class, conversions
+from fewstep.eval.report.images import Picture, grid, image_side, neighbours, strip, strip_of_classes
 from fewstep.eval.report.inputs import RunFiles, read_run
 from fewstep.eval.report.methods import SideBySide, methods, side_by_side, training_curves
 from fewstep.eval.report.notes import caveats, comparisons, tiles
@@ -51,6 +52,7 @@ def write_report(run_dir: Path, commands: Sequence[str]) -> Path:
         repeats = {each["stage"] for each in results["trainings"] if each["training"] > 1}
         logs = {stage: log for stage, log in run.logs.items() if stage not in repeats}
         found = side_by_side(results)
+        shown |= {"classes": by_class(results), "conversions": conversions(results)}
         shown |= {"curves_plot": plots.training_curves(logs, quality=found is None)}
         shown |= {"levels_plot": plots.losses_by_level(logs)}
         shown |= {"method_plots": [] if found is None else _method_plots(results, run.logs)}
@@ -127,7 +129,8 @@ def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:
         return [(sampler, cut(run.grids[sampler["name"]], side)) for sampler in samplers]
 
     others = of([sampler for sampler in there if sampler not in shown], grid)
-    return {"strips": of(shown, strip), "grids": of(shown, grid), "others": others, "real": grid(run.real, side)}
+    cut = strip_of_classes if results["benchmark"].get("classes") else strip
+    return {"strips": of(shown, cut), "grids": of(shown, grid), "others": others, "real": grid(run.real, side)}
 
 
 def _neighbours(run: RunFiles) -> dict[str, Any]:

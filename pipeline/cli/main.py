@@ -46,6 +46,7 @@ COMMANDS = {
     "demo": ("exports", "a page that makes images in the visitor's browser"),
     "push": ("exports", "upload a student and its model card to the Hugging Face hub"),
     "inspect": ("exports", "what a model is and whether it can be distilled, what an exported file was made from"),
+    "convert": ("models", "a copy of a model with safetensors weights, where it has only a pickle"),
     "rate": ("others", "a page on which people compare images blind, and what they answered"),
     "report": ("others", "write the report of a measured run again"),
     "presets": ("others", "list the configurations that come with fewstep"),

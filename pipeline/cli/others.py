@@ -135,7 +135,8 @@ def presets(argv: Sequence[str]) -> None:
     """Print the presets: name, description, data."""
     if argv and argv[0] not in ("-h", "--help"):
         raise UserError(argv[0], None, "fewstep presets takes no arguments")
+    width = max(map(len, preset_names())) + 2
     for name in preset_names():
-        print(f"{name:<14}{preset_text(name).partition(chr(10))[0].removeprefix('# ')}")
-        print(f"{'':<14}data: {load_config(name).data.source}")
+        print(f"{name:<{width}}{preset_text(name).partition(chr(10))[0].removeprefix('# ')}")
+        print(f"{'':<{width}}data: {load_config(name).data.source}")
     print("\nfewstep run NAME --print_config shows one in full; fewstep run NAME --help explains its keys.")

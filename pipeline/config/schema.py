@@ -8,14 +8,16 @@ dotted name. A field's title says what its value must be where its type does not
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
-from fewstep.pipeline.config.constraints import Count, Positive, Share, Text, distinct
+from fewstep.pipeline.config.constraints import Positive, Text, distinct
 from fewstep.pipeline.config.evaluation import EvalConfig
+from fewstep.pipeline.config.teacher import Teacher, TrainedTeacher
+from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
@@ -35,6 +37,10 @@ class DataConfig(Section):
         title="digits, hub:ID, parquet:PATH or imagefolder:PATH",
         description="digits (shipped), hub:ID, parquet:PATH (file or folder) or imagefolder:PATH",
     )
+    revision: Text | None = Field(default=None, description="branch, tag or commit of a hub:ID; null: its newest")
+    config_name: Text | None = Field(
+        default=None, description="configuration of a hub:ID that has several; null: its default"
+    )
     split: Text = Field(default="train", description="split the networks learn from")
     reference_split: Text | None = Field(default=None, description="split measured against; null: the training images")
     choice_split: Text | None = Field(default=None, description="split of the choices; null: some training images")
@@ -51,6 +57,9 @@ class DataConfig(Section):
         if self.choice_split == (self.reference_split or self.split):
             remedy = "is what quality is measured against: choose on another split, or leave it out"
             raise UserError("choice_split", self.choice_split, remedy)
+        for key in ("revision", "config_name"):
+            if not self.source.startswith("hub:") and (value := getattr(self, key)) is not None:
+                raise UserError(key, value, "is of a data set on the hub (hub:ID): leave it out")
         if self.source == "digits":
             if self.split != "train":
                 raise UserError("split", self.split, "the digits have one split, train")
@@ -58,133 +67,6 @@ class DataConfig(Section):
                 if (value := getattr(self, key)) is not None:
                     raise UserError(key, value, "has no effect on digits: leave it out")
         return self
-
-
-class NetworkConfig(Section):
-    """The teacher's UNet; the student has the same."""
-
-    channels: tuple[Count, ...] = Field(min_length=1, description="channels of each level, from full resolution down")
-    layers_per_block: Count = Field(description="residual blocks per level")
-    attention: tuple[bool, ...] = Field(min_length=1, description="self-attention at each level")
-    norm_groups: Count = Field(description="groups of each group normalisation; divides every entry of channels")
-    dropout: Share = Field(default=0.0, description="dropout probability")
-
-    @model_validator(mode="after")
-    def _check(self) -> "NetworkConfig":
-        for channels in self.channels:
-            if channels % self.norm_groups:
-                remedy = f"{channels} is not divisible by {{here}}norm_groups = {self.norm_groups}"
-                raise UserError("channels", list(self.channels), remedy)
-        if len(self.attention) != len(self.channels):
-            remedy = f"must have {len(self.channels)} entries, one for each entry of {{here}}channels"
-            raise UserError("attention", list(self.attention), remedy)
-        return self
-
-
-class TrainConfig(Section):
-    """One training run."""
-
-    kimg: Positive = Field(description="length in thousands of images")
-    batch_size: Count = Field(description="images per optimizer step, over all processes")
-    slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
-    learning_rate: Positive = Field(description="peak learning rate")
-    warmup_kimg: float = Field(
-        ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
-    )
-    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
-    optimizer: Literal["adamw", "radam"] = Field(
-        default="adamw", description="adamw, or radam (adamw, its first steps held)"
-    )
-    betas: tuple[Share, Share] = Field(description="betas of the optimizer")
-    weight_decay: float = Field(ge=0, description="weight decay, decoupled from the gradient")
-    ema_halflife_kimg: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
-        title="a number greater than 0, or of a student a list of them",
-        description="half-life of the weight average in kimg, at most a twentieth of the images seen; of several the "
-        "average with the best images is kept",
-    )
-    gradient_clip: Positive = Field(description="largest norm of the gradient, of each group of parameters by itself")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
-    checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
-    keep_checkpoints: Count = no_number(2, description="checkpoints kept")
-    log_every: Count = no_number(20, description="optimizer steps between log lines")
-
-    @property
-    def halflives(self) -> dict[str, float]:
-        """The half-lives of the weight averages in kimg, by what logs and manifests call them ("5", "0.5")."""
-        given = self.ema_halflife_kimg if isinstance(self.ema_halflife_kimg, tuple) else (self.ema_halflife_kimg,)
-        return {repr(float(each)).removesuffix(".0"): each for each in given}
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        given, most = self.ema_halflife_kimg, self.kimg / 20  # see EMA: longer ones are the same average to the bit
-        if isinstance(given, tuple) and len({min(each, most) for each in given}) < len(given):
-            remedy = f"names an average twice: with {{here}}kimg = {self.kimg} a half-life is held to {most:g}"
-            raise UserError("ema_halflife_kimg", list(given), remedy)
-        if self.kimg * 1000 < self.batch_size:
-            remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
-            raise UserError("kimg", self.kimg, remedy)
-        if self.batch_size % self.slices:
-            raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
-        return self
-
-
-GUIDANCE: Any = Field(
-    default=1.0,
-    ge=0,
-    le=100,
-    description="w of D(none) + w*(D(class) - D(none)), which its samplers follow and its students learn; 1: none",
-)
-
-
-class TrainedTeacher(Section):
-    """The diffusion model that is distilled: trained here."""
-
-    source: Literal["train"] = Field(
-        default="train",
-        title="train, a folder or a hub id",
-        description="train (train one here), or a diffusers folder or hub id, with which the other keys are left out",
-    )
-    prediction: Literal["v_prediction", "epsilon", "sample", "edm", "flow_matching", "ve"] = Field(
-        description="what the network predicts: of a DDPM, or as EDM, flow matching or a score network of VE has it"
-    )
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = Field(
-        description="noise schedule of a DDPM, by its diffusers name; no part of the others"
-    )
-    num_train_timesteps: int = Field(default=1000, ge=10, le=100_000, description="timesteps of the noise schedule")
-    class_conditional: bool = Field(default=False, description="learn the classes of the data's labels")
-    label_dropout: Share = Field(
-        default=0.1, description="share of images without their class, for guidance; no part of an unconditional one"
-    )
-    guidance: float = GUIDANCE
-    network: NetworkConfig
-    train: TrainConfig
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainedTeacher":
-        if self.guidance != 1 and not (self.class_conditional and self.label_dropout):
-            raise UserError(
-                "guidance", self.guidance, "needs {here}class_conditional and a {here}label_dropout above 0"
-            )
-        return self
-
-
-class LoadedTeacher(Section):
-    """The diffusion model that is distilled: one that is there already."""
-
-    source: str = Field(pattern=r"\S", title="train, a folder or a hub id", description="a diffusers folder or hub id")
-    revision: Text | None = Field(default=None, description="branch, tag or commit of a hub id; null: its newest")
-    null_class: bool = Field(default=False, description="the last of a network's classes means none: it can be guided")
-    guidance: float = GUIDANCE
-
-
-def _kind_of_teacher(value: Any) -> str:  # noqa: ANN401 - whatever stands in a file
-    source = value.get("source", "train") if isinstance(value, dict) else getattr(value, "source", "train")
-    return "trained" if source == "train" else "loaded"
-
-
-Teacher = Annotated[
-    Annotated[TrainedTeacher, Tag("trained")] | Annotated[LoadedTeacher, Tag("loaded")], Discriminator(_kind_of_teacher)
-]
 
 
 class TrajectoryConfig(Section):

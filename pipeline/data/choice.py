@@ -32,14 +32,24 @@ def choice_images(config: DataConfig, training: Tensor) -> Tensor:
 
 def reference_images(config: DataConfig, training: Tensor) -> tuple[Tensor, str]:
     """Images that quality is measured against, uint8 [M, C, H, W], and what they are called in their provenance."""
+    images, _, name = labelled_reference(config, training, None)
+    return images, name
+
+
+def labelled_reference(
+    config: DataConfig, training: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor | None, str]:
+    """`reference_images` with their labels [M] between the two, None where there are none; `labels` of `training`."""
     split = config.reference_split or config.split
     if split != config.split:
-        return load_data(config, split).images, split
+        data = load_data(config, split)
+        return data.images, data.labels, split
     if config.choice_split is not None:
-        return training, split
+        return training, labels, split
     kept = torch.ones(len(training), dtype=torch.bool)
     kept[_set_aside(training)] = False
-    return training[kept], f"{split}, without the {int((~kept).sum()):,} images that choices are made on"
+    name = f"{split}, without the {int((~kept).sum()):,} images that choices are made on"
+    return training[kept], None if labels is None else labels[kept], name
 
 
 def _set_aside(training: Tensor) -> Tensor:

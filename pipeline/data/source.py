@@ -85,9 +85,10 @@ def _open_hub(config: DataConfig, name: str, split: str) -> "Dataset":
         remedy = "is no id of a data set on the hub, or the name of a file or folder here; local data are parquet:PATH"
         raise UserError("data.source", config.source, f"{remedy} or imagefolder:PATH")
     try:
-        found = load_dataset(name)
+        found = load_dataset(name, config.config_name, revision=config.revision)
     except DatasetNotFoundError:
-        raise UserError("data.source", config.source, "no such public data set on the hub") from None
+        at = f" at revision {config.revision}" if config.revision else ""
+        raise UserError("data.source", config.source, f"no such public data set on the hub{at}") from None
     except ConnectionError:
         remedy = "the hub cannot be reached and nothing is cached: use parquet:PATH or imagefolder:PATH,"
         raise UserError("data.source", config.source, f"{remedy} or set HF_ENDPOINT to a mirror") from None

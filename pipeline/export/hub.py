@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from fewstep.eval.quality.protocol import slug
 from fewstep.files import read_json, read_sealed
 from fewstep.pipeline.config.reading import kept_config
-from fewstep.pipeline.config.schema import LoadedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher
 from fewstep.pipeline.export.provenance import header
 from fewstep.pipeline.sampling.grammar import in_steps
+from fewstep.pipeline.stages.card import LABELLED
 from fewstep.pipeline.stages.evaluate import dataset_name
 from fewstep.pipeline.stages.manifest import MANIFEST, model_hash, read_manifest
 
@@ -147,8 +148,10 @@ def hub_card(
     body = card.split("---\n", 2)[2].strip()
     heading, _, rest = body.partition("\n\n")
     picture = [f"![images of the fewest steps]({PICTURE})"] if measured.grid() else []
+    labelled = LABELLED if "num_classes" in facts else ""
     lines = [
-        f"images = pipeline(batch_size=16, {_arguments(call)}).images  # {in_steps(n)}" for n, call in calls.items()
+        f"images = pipeline(batch_size=16, {labelled}{_arguments(call)}).images  # {in_steps(n)}"
+        for n, call in calls.items()
     ]
     rest = re.sub(r"^images = pipeline\(.*$", "\n".join(lines), rest, count=1, flags=re.MULTILINE)
     parts = [heading, *picture, rest]

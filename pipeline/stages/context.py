@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fewstep.errors import UserError, printable
 from fewstep.files import read_json
-from fewstep.pipeline.config.schema import Config, TrainConfig, Training
+from fewstep.pipeline.config.schema import Config, Training
+from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.load import ImageData, load_data
 from fewstep.pipeline.training.loop import TrainingJob
 from fewstep.pipeline.training.randomness import key, keyed_generator

@@ -11,13 +11,14 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
 from fewstep.eval.features.extractors import Extractor, load_extractor
+from fewstep.eval.quality.classes import RealClasses
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import Reference, load_reference
 from fewstep.eval.speed.timing import Limits
 from fewstep.files import sha256_file
 from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.schema import DataConfig
-from fewstep.pipeline.data.choice import reference_images
+from fewstep.pipeline.data.choice import labelled_reference
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
@@ -47,7 +48,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
     )
-    reference, shown = reference_of(run, extractor)
+    reference, labels, shown = reference_of(run, extractor)
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "samplers").exists():
@@ -59,6 +60,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         shown=shown,
         training_images=run.data.images,
         training_features=training_features(config, run.data.images, data, extractor),
+        classes=_classes(run, reference, labels, teacher.space.num_classes),
         extractor=extractor,
         settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
         folder=work,
@@ -89,14 +91,27 @@ def _take_earlier(folder: Path, work: Path) -> None:
             shutil.copyfile(file, work / name)
 
 
-def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor]:
-    """What quality is measured against, and real images to show beside the generated ones."""
+def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor | None, Tensor]:
+    """What quality is measured against, its labels, and real images to show beside the generated ones.
+
+    The labels are None where the reference has none.
+    """
     data, file = run.config.data, run.config.eval.reference
     if file is not None:
-        return read_reference(file.expanduser(), extractor), run.data.images
-    images, split = reference_images(data, run.data.images)
+        return read_reference(file.expanduser(), extractor), None, run.data.images
+    images, labels, split = labelled_reference(data, run.data.images, run.data.labels)
     say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
-    return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), images
+    return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), labels, images
+
+
+def _classes(
+    run: RunContext, reference: Reference, labels: Tensor | None, num_classes: int | None
+) -> RealClasses | None:
+    """The reference's classes, where what is measured has as many and it has any."""
+    if num_classes is None or labels is None or reference.features is None or int(labels.max()) >= num_classes:
+        return None
+    names = run.data.class_names or tuple(map(str, range(num_classes)))
+    return RealClasses(reference.features, labels, names) if len(names) == num_classes else None
 
 
 def training_features(config: EvalConfig, images: Tensor, data: DataConfig, extractor: Extractor) -> Tensor | None:

@@ -15,7 +15,8 @@ from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
-from fewstep.pipeline.config.schema import Config, LoadedTeacher, StudentConfig
+from fewstep.pipeline.config.schema import Config, StudentConfig
+from fewstep.pipeline.config.teacher import LoadedTeacher
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.stages.manifest import (

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError
-from fewstep.pipeline.config.schema import LoadedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train

@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.pipeline.config.schema import TrainConfig
+from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
 from fewstep.pipeline.training.levels import BINS, sums_and_counts

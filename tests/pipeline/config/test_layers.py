@@ -6,7 +6,7 @@ import pytest
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.reading import config_from_dict, config_yaml, load_config
-from fewstep.pipeline.config.schema import LoadedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher
 from fewstep.students.methods.cd import CD
 from fewstep.students.methods.cmt import CMT
 from fewstep.students.methods.ect import ECT
