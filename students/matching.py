@@ -24,6 +24,7 @@ from fewstep.teachers.interfaces import (
     randn,
 )
 from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import output_weight
 
 
 def dmd_loss(images: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -46,6 +47,15 @@ def sid_loss(images: Tensor, real: Tensor, fake: Tensor, alpha: float) -> Tensor
 
 def _distance(images: Tensor, real: Tensor) -> Tensor:
     return (images - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-5)
+
+
+def _trainable(model: Preconditioned) -> Preconditioned:
+    """A model with gradients, but for the frequencies of a Fourier time embedding, which are never trained."""
+    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if ".time_proj." in name:
+            parameter.requires_grad_(False)
+    return model
 
 
 class MatchingLosses(NamedTuple):
@@ -86,7 +96,7 @@ class MatchingObjective(Objective):
     ) -> None:
         super().__init__()
         self.network, self.space, self._teacher = network, network.space, [teacher]  # in a list: no part of this module
-        self.fake = teacher.clone().requires_grad_(True)
+        self.fake = _trainable(teacher.clone())
         self.alpha, self.fake_updates, self.fake_lr_scale = alpha, fake_updates, fake_lr_scale
         self.at_sigma_max, self.mean, self.std = at_sigma_max, mean, std
         share, own = 1 / fake_updates, alpha is not None
@@ -128,7 +138,7 @@ class MatchingObjective(Objective):
         noise = per_image(s) * randn(tuple(images.shape), generator, t.device)
         sample = images.detach()
         estimate = self.fake(sample + noise, s, batch.condition)
-        error = (estimate - sample).square().mean(dim=(1, 2, 3)) / self.fake.scaling(s).c_out ** 2  # that of F
+        error = (estimate - sample).square().mean(dim=(1, 2, 3)) * output_weight(self.fake.scaling, s)
         student = self._students(images, noise, s, estimate.detach(), batch.condition) if learns else None
         return MatchingLosses(fake=error, student=student, sigma=t, estimate=images)
 

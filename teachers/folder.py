@@ -52,15 +52,15 @@ def model_folder(folder: Path) -> ModelFolder:
     index, own = folder / "model_index.json", folder / OWN
     network = folder / "unet" if (folder / "unet").is_dir() or not (folder / "config.json").is_file() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    if not index.is_file() and not (network / "config.json").is_file():
+    if not index.exists() and not (network / "config.json").is_file():
         remedy = "holds no model: it has no model_index.json, and no config.json of a network or in its unet/"
         raise UserError(folder, None, remedy)
     return ModelFolder(
         folder,
         network,
         scheduler,
-        read_json(index, {}) if index.is_file() else {},
-        read_json(own, {}) if own.is_file() else {},
+        read_json(index, {}) if index.exists() else {},
+        read_json(own, {}) if own.exists() else {},
     )
 
 

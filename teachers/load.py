@@ -106,7 +106,7 @@ def own_model(unet: UNet2DModel, scaling: Scaling, ends: tuple[float, float], *,
 
 def _of_network(unet: UNet2DModel, *, null_class: bool) -> dict[str, Any]:
     """What of a space a network's configuration says."""
-    size, rows = unet.config["sample_size"], unet.config["num_class_embeds"]
+    size, rows = unet.config["sample_size"], unet.config.get("num_class_embeds")
     height, width = (size, size) if isinstance(size, int) else size
     classes = None if rows is None else rows - null_class
     return {"shape": (unet.config["in_channels"], height, width), "num_classes": classes, "null_class": null_class}

@@ -22,7 +22,7 @@ from fewstep.teachers.interfaces import (
     stratified,
 )
 from fewstep.teachers.preconditioned import Preconditioned
-from fewstep.teachers.scaling import EDM, VE, FlowMatching
+from fewstep.teachers.scaling import EDM, VE, FlowMatching, output_weight
 from fewstep.teachers.schedule import vp_sigmas
 
 
@@ -37,17 +37,19 @@ def without_some(labels: Tensor, none: int, share: float, generator: torch.Gener
 class DDPMObjective(Objective):
     """Mean squared error of the predicted epsilon, v or x0 at uniform timesteps, stratified over the batch.
 
-    Of a class-conditional network `label_dropout` of the images have the last row of its classes, which means none.
+    Of a class-conditional network the share `label_dropout` of the images have the last of its classes, which means
+    none; None: it is unconditional.
     """
 
     cost = Evaluations(student=1)
     sigmas: Tensor
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, label_dropout: float = 0.0) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, label_dropout: float | None = None) -> None:
         super().__init__()
         self.network = unet
         self.scheduler = scheduler
-        self.classes, self.label_dropout = unet.config["num_class_embeds"], label_dropout
+        self.none = -1 if label_dropout is None else unet.config["num_class_embeds"] - 1
+        self.label_dropout = label_dropout
         self.prediction: str = scheduler.config["prediction_type"]
         self.register_buffer("sigmas", vp_sigmas(scheduler.alphas_cumprod).float(), persistent=False)
 
@@ -63,9 +65,9 @@ class DDPMObjective(Objective):
         v = self.scheduler.get_velocity(x_0, eps, timesteps)  # type: ignore[arg-type]
         target = {"epsilon": eps, "v_prediction": v, "sample": x_0}[self.prediction]
         labels = {}
-        if self.classes is not None:
+        if self.label_dropout is not None:
             assert batch.condition.labels is not None
-            given = without_some(batch.condition.labels, self.classes - 1, self.label_dropout, generator)
+            given = without_some(batch.condition.labels, self.none, self.label_dropout, generator)
             labels = {"class_labels": given}
         output = self.network(x_t, timesteps, **labels).sample.float()
         loss = (output - target).square().mean(dim=(1, 2, 3))
@@ -97,10 +99,9 @@ LEVELS = {
 
 
 class DenoisingObjective(Objective):
-    """weight(s)*|D(x; s) - x0|^2 of a model without a schedule, at its family's noise levels, stratified.
+    """`output_weight`*|D(x; s) - x0|^2 of a model without a schedule, at its family's noise levels, stratified.
 
-    The weight is 1/c_out^2, so that the network's output has the same error at each level, and for VE, whose output is
-    a score, that times s^2 in the network's units (Song 2021, eq. 7). `label_dropout`: as in `DDPMObjective`.
+    `label_dropout`: as in `DDPMObjective`.
     """
 
     cost = Evaluations(student=1)
@@ -124,6 +125,4 @@ class DenoisingObjective(Objective):
                 labels=without_some(condition.labels, space.num_classes, self.label_dropout, generator)
             )
         error = (model(x, sigma, condition) - x_0).square().mean(dim=(1, 2, 3))
-        _, c_out, _, c_noise = model.scaling(sigma)
-        weight = (c_noise / c_out if isinstance(model.scaling, VE) else 1 / c_out) ** 2
-        return LossTerms(loss=weight * error, sigma=sigma)
+        return LossTerms(loss=output_weight(model.scaling, sigma) * error, sigma=sigma)

@@ -147,6 +147,15 @@ class Consistency:
         return Factors(sd**2 / (above**2 + sd**2), above * sd * c_in, c_in, 250 * sigma.log())
 
 
+def output_weight(scaling: Scaling, sigma: Tensor) -> Tensor:
+    """What turns |D - x0|^2 into the squared error of the network's output F at noise levels sigma [B]: 1/c_out^2.
+
+    Of VE, whose F is a score and as large as 1/sigma, it is that of sigma*F in the network's units (Song 2021, eq. 7).
+    """
+    _, c_out, _, c_noise = scaling(sigma)
+    return ((c_noise if isinstance(scaling, VE) else 1.0) / c_out) ** 2
+
+
 SCALINGS: dict[str, type] = {
     kind.name: kind for kind in (Epsilon, VPrediction, Sample, EDM, VE, FlowMatching, Consistency)
 }

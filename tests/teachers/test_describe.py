@@ -47,7 +47,7 @@ def test_numbers_are_those_that_loading_finds(tmp_path, prediction, schedule):
     assert found["route"] == ("fold" if prediction == "v_prediction" else "regress")
 
 
-@pytest.mark.parametrize(("scaling", "route"), [(EDM(0.5), "fold"), (FlowMatching(), "regress"), (VE(), None)])
+@pytest.mark.parametrize(("scaling", "route"), [(EDM(0.5), "fold"), (FlowMatching(), "regress"), (VE(), "regress")])
 def test_scalings_of_their_own(tmp_path, tiny_unet, scaling, route):
     space = Space(shape=(1, 8, 8), sigma_min=0.002, sigma_max=80.0)
     save_teacher(Preconditioned(tiny_unet(), scaling, space), None, tmp_path / "teacher")

@@ -58,7 +58,7 @@ FAULTS = [
     (["runn"], "command: 'runn': no such command; did you mean run?"),
     (
         ["run", "digit"],
-        "preset: 'digit': not one of digits, cifar10, digits-family, fashion-mnist, mnist, nor a YAML file",
+        "preset: 'digit': not one of digits, cifar10, ddpm-cifar10, digits-conditional, ",
     ),
     (["run", "nope.yaml"], "nope.yaml: no such YAML file"),
     (

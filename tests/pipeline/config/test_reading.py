@@ -87,7 +87,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, monkeypatch, text, says)
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("digit", "preset: 'digit': not one of digits, cifar10, digits-family, fashion-mnist, mnist, nor a YAML file"),
+        ("digit", "preset: 'digit': not one of digits, cifar10, ddpm-cifar10, digits-conditional, "),
         ("", "preset: '': not one of"),
         ("nope.yaml", "nope.yaml: no such YAML file"),
         ("no/such", "no/such: no such YAML file"),
