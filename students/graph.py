@@ -14,39 +14,44 @@ GUARD = 64
 """Images from which on some of diffusers' blocks take another way."""
 MOST_IMAGES = 1024
 """Of one call of a graph whose batch is bounded (torch.export)."""
+LABELS = "labels"
+"""The name of the input that takes classes."""
 
 
 class Generator(nn.Module):
     """What is exported: images of unit noise, with nothing left to be chosen.
 
-    `forward` takes the noise of each step that draws one, float32 [B,C,H,W] standard normal, and gives images: float32
-    [B,C,H,W] in [-1, 1], or with `pixels` uint8 [B,H,W,C], rounded as `fewstep.eval.images.to_uint8` does. The network
-    is a copy. What its blocks make of the time is the same for all images of a step: it is computed here once, and the
-    weights that make it are left behind.
+    `forward` takes the noise of each step that draws one, float32 [B,C,H,W] standard normal, and of a class-conditional
+    student `labels`, int64 [B] in 0..num_classes - 1. It gives images: float32 [B,C,H,W] in [-1, 1], or with `pixels`
+    uint8 [B,H,W,C], rounded as `fewstep.eval.images.to_uint8` does. The network is a copy. What it makes of the time is
+    the same for all images of a step: it is computed here once, and the weights that make it are left behind.
     """
 
     def __init__(self, student: Student, steps: int, *, pixels: bool = False) -> None:
         super().__init__()
         self.course, self.shape, self.pixels = student.fixed_steps(steps), student.space.shape, pixels
+        self.num_classes = student.space.num_classes
         self.network = student.clone().network.cpu().float().eval().requires_grad_(False)
         _take_out_batch_guards(self.network)
         self._embedded = _embed(self.network, [step.time for step in self.course])
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the noises: noise, and noise_2, ... of the later steps that draw one."""
+        """Their names: noise, noise_2, ... of the later steps that draw one, and labels last, where it has classes."""
         drawing = [index for index, step in enumerate(self.course, start=1) if step.noise]
-        return ["noise" if index == 1 else f"noise_{index}" for index in drawing]
+        noises = ["noise" if index == 1 else f"noise_{index}" for index in drawing]
+        return noises if self.num_classes is None else [*noises, LABELS]
 
-    def forward(self, noise: Tensor, *later: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, *later: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class."""
         left, x = iter(later), self.course[0].noise * noise
+        of = {} if self.num_classes is None else {"class_labels": labels}
         for index, step in enumerate(self.course):
             if index and step.noise:
                 x = x + step.noise * next(left)
             for each in self._embedded:
                 each.step = index
-            x = step.skip * x + step.out * self.network(step.scale * x, step.time, return_dict=False)[0]
+            x = step.skip * x + step.out * self.network(step.scale * x, step.time, return_dict=False, **of)[0]
             x = x.clamp(-1, 1) if step.clamped else x
         return (x * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1) if self.pixels else x
 
@@ -76,10 +81,15 @@ class _Embedded(nn.Module):
 
 @torch.no_grad()
 def _embed(network: Any, times: list[float]) -> list[_Embedded]:  # noqa: ANN401 - a UNet: nn.Module hides its layers
-    """Put constants into the places of a UNet's layers that read the time, one row for each of `times`."""
+    """Put constants into the places of a UNet's layers that read the time alone, one row for each of `times`.
+
+    To the time embedding of a conditional one that of the class is added: its blocks read both, and stay as they are.
+    """
     embedding = network.time_embedding(network.time_proj(torch.tensor(times)))
     network.time_proj, network.time_embedding = nn.Identity(), _Embedded(embedding)
     placed = [network.time_embedding]
+    if network.class_embedding is not None:
+        return placed
     for block in network.modules():
         if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None:
             given = embedding if block.skip_time_act else block.nonlinearity(embedding)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import UserError
 from fewstep.pipeline.cli.arguments import Parser, add_run, add_student, check_parent, number, require_run
 from fewstep.pipeline.export.names import FORMATS
 from fewstep.pipeline.sampling.grammar import STEPS
@@ -44,15 +45,32 @@ def export(argv: Sequence[str]) -> None:
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """`fewstep inspect MODEL`: what a model's folder holds, or what an exported file says of itself."""
-    description = "What a model is and whether it can be distilled, or what an exported file was made from."
+    """`fewstep inspect MODEL [--data SOURCE [-o DIR]]`: what a model or an exported file is, and what a model does."""
+    description = (
+        "What a model is and whether it can be distilled, or what an exported file was made from.\n\nWith --data a "
+        "model is loaded too, and measured: how well it denoises these images at each noise level, and how fast."
+    )
     parser = Parser(prog="fewstep inspect", description=description)
     what = "a model's folder or hub id; an .onnx, .pt2 or .safetensors that fewstep exported"
     parser.add_argument("model", metavar="MODEL", help=what)
     parser.add_argument("--revision", metavar="NAME", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--data", metavar="SOURCE", help="digits, hub:ID, parquet:PATH or imagefolder:PATH")
+    for key in (keys := ("split", "image_column", "label_column")):
+        text = f"as data.{key} of a run; default: {'train' if key == 'split' else 'found by its type or name'}"
+        parser.add_argument(f"--data.{key}", metavar="NAME", dest=key, help=text)
+    parser.add_argument(
+        "-o", "--out", metavar="DIR", type=Path, help="with --data, a new folder: pictures of what it does"
+    )
     given = parser.parse_args(argv)
+    values = {key: value for key in keys if (value := getattr(given, key)) is not None}
     path = Path(given.model).expanduser()
+    if given.data is None and (values or given.out):
+        raise UserError("--data", None, "is needed with --out and --data.KEY: the images to measure a model on")
+    if given.data is not None and path.is_file():
+        raise UserError("--data", given.data, f"is for a model's folder, and {given.model} is a file: leave it out")
+    if given.out is not None:
+        check_parent(given.out)
     if path.is_file():
         from fewstep.pipeline.export.provenance import provenance_of
 
@@ -61,13 +79,22 @@ def inspect(argv: Sequence[str]) -> None:
         from fewstep.teachers.describe import describe
         from fewstep.teachers.folder import fetched
 
-        facts = describe(path if path.is_dir() else fetched(given.model, given.revision))
+        path = path if path.is_dir() else fetched(given.model, given.revision)
+        facts = describe(path)
+    measured, text = {}, ""
+    if given.data is not None:
+        from fewstep.pipeline.stages.inspect import measure, measured_text
+
+        measured = measure(path, {"source": given.data, **values}, given.out)
+        text = measured_text(measured)
     if given.json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(facts | measured, indent=1))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
         say(f"{key.replace('_', ' '):<{width}}  {_shown(value)}")
+    if text:
+        say(text)
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError, first_line, unreadable
 from fewstep.pipeline.export.provenance import KEY, header
-from fewstep.students.graph import MOST_IMAGES, Generator
+from fewstep.students.graph import LABELS, MOST_IMAGES, Generator
 
 OPSET = 20
 CALIBRATION = 64
@@ -27,9 +27,11 @@ def write_onnx(generator: Generator, path: Path, facts: Mapping[str, Any]) -> No
     onnx = _need("onnx")
     _need("onnxscript")
     with _quiet(), unreadable("--formats", "onnx: the student's network cannot be written as a graph"):
+        noises, labels = _example(generator)
         program = torch.onnx.export(
             generator,
-            _example(generator),
+            noises,
+            kwargs=labels,
             dynamo=True,
             input_names=generator.inputs,
             output_names=["image"],
@@ -71,20 +73,20 @@ def write_half(source: Path, path: Path, facts: Mapping[str, Any]) -> None:
     onnx.save(model, path)
 
 
-def write_int8(source: Path, path: Path, noises: list[dict[str, np.ndarray]], facts: Mapping[str, Any]) -> None:
+def write_int8(source: Path, path: Path, feeds: list[dict[str, np.ndarray]], facts: Mapping[str, Any]) -> None:
     """The graph of `source` with convolutions and matrix products in int8, by onnxruntime's static quantisation.
 
-    Weights have a range for each channel, activations one that covers what they are for `noises`, batches of the
-    sampler's own noise by name of input. What reads the image and what makes it stay float32.
+    Weights have a range for each channel, activations one that covers what they are for `feeds`, batches of the
+    sampler's own noise, and of labels, by name of input. What reads the image and what makes it stay float32.
     """
     onnx = _need("onnx")
     _need("onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Noises(CalibrationDataReader):
+    class Feeds(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(noises)
+            self.left = iter(feeds)
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             return next(self.left, None)
@@ -96,7 +98,7 @@ def write_int8(source: Path, path: Path, noises: list[dict[str, np.ndarray]], fa
         quantize_static(
             str(prepared),
             str(path),
-            Noises(),
+            Feeds(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             per_channel=True,
@@ -132,22 +134,24 @@ def write_package(generator: Generator, path: Path, facts: Mapping[str, Any]) ->
 def _program(generator: Generator) -> torch.export.ExportedProgram:
     with _quiet(), unreadable("--formats", "pt2: the student's network cannot be written as a program"):
         shapes = _free_batch(generator, most=MOST_IMAGES)
-        program = torch.export.export(generator, _example(generator), dynamic_shapes=shapes)
+        program = torch.export.export(generator, *_example(generator), dynamic_shapes=shapes)
     for node in program.graph.nodes:  # where each came from: lines of source on this machine
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)
     return program
 
 
-def _example(generator: Generator) -> tuple[Tensor, ...]:
-    """A batch of 2: one of 1 would be taken for a constant."""
-    return tuple(torch.zeros(2, *generator.shape) for _ in generator.inputs)
+def _example(generator: Generator) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The noises and, by name, the labels of a batch of 2: one of 1 would be taken for a constant."""
+    noises = tuple(torch.zeros(2, *generator.shape) for name in generator.inputs if name != LABELS)
+    return noises, {LABELS: torch.zeros(2, dtype=torch.int64)} if LABELS in generator.inputs else {}
 
 
 def _free_batch(generator: Generator, most: int | None = None) -> tuple[Any, ...]:
     batch = torch.export.Dim("batch", min=1, max=most)
-    first, *later = [{0: batch} for _ in generator.inputs]
-    return (first, tuple(later)) if later else (first,)
+    first, *later = [{0: batch} for name in generator.inputs if name != LABELS]
+    labels = [{0: batch}] if LABELS in generator.inputs else []
+    return (first, *([tuple(later)] if later else []), *labels)
 
 
 def _describe(model: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401 - a protobuf message

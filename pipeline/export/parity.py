@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
-from fewstep.eval.images import Generated, TensorImages, to_uint8
+from fewstep.eval.images import Generated, TensorImages, labels_for, to_uint8
 from fewstep.eval.interfaces import Noise, Sampler
 from fewstep.eval.noise import KeyedNoise
 from fewstep.eval.quality.metrics import frechet_distance, statistics
@@ -52,9 +52,10 @@ class StockSampler:
         self.call = student.stock_call(steps)
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] on the CPU; `labels` is not used."""
+        """Images [B, C, H, W] in [-1, 1] on the CPU."""
         generators = list(noise.generators)
-        images = self.pipeline(batch_size=len(generators), generator=generators, output_type="np", **self.call).images
+        call = self.call if self.num_classes is None else self.call | {"class_labels": labels}
+        images = self.pipeline(batch_size=len(generators), generator=generators, output_type="np", **call).images
         return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -89,14 +90,17 @@ class Stock:
 
 
 def parity(sampler: Sampler, stock: Stock) -> dict[str, Any]:
-    """How a file's images differ from the stock pipeline's of the same noise: see parity.json.
+    """How a file's images differ from the stock pipeline's of the same noise and classes, in turn: see parity.json.
 
     {"batches": {"64": {"max_error", "mean_error", "equal_pixels"}}, "max_error", "mean_error", "equal_pixels",
     "most_levels", "fd", "stock_fd", "images"}. Errors are of values in [-1, 1], `most_levels` of 255.
     """
     batches, levels = {}, 0
     for size in BATCHES:
-        theirs, mine = (each.sample(KeyedNoise(each.shape, SEED, 0, size)).cpu() for each in (stock.sampler, sampler))
+        theirs, mine = (
+            each.sample(KeyedNoise(each.shape, SEED, 0, size), labels_for(each, 0, size)).cpu()
+            for each in (stock.sampler, sampler)
+        )
         if not bool(torch.isfinite(mine).all()):
             raise UserError(sampler.name, None, f"makes images that are not finite at batch {size}")
         errors = (mine - theirs).abs().double()

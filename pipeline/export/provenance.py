@@ -31,6 +31,9 @@ FORM = {
     "student_hash": str,
     "protocol": (str, None),
 }
+OF_CLASSES = {"num_classes": int, "classes": ([str], None)}
+"""What a file of a class-conditional student says besides: how many classes, and their names where they are known."""
+MOST_CLASSES = 100_000
 _MOST_FACTS = 1_000_000  # bytes
 _EXTRA = f"extra/{KEY}.json"
 
@@ -53,7 +56,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
         raise UserError(path, None, "says nothing of itself: fewstep did not export it")
     with unreadable(path, "its provenance is damaged"):
         facts = json.loads(text)
-    check_form(path, facts, FORM)
+    check_form(path, facts, FORM | (OF_CLASSES if "num_classes" in facts else {}))
     return facts
 
 
@@ -74,6 +77,14 @@ def stated_steps(text: str | None) -> int | None:
     with suppress(ValueError, LookupError, TypeError):
         steps = json.loads(text or "")["steps"][0]
         return steps if type(steps) is int and 1 <= steps <= 1000 else None
+    return None
+
+
+def stated_classes(text: str | None) -> int | None:
+    """The number of classes there, as above."""
+    with suppress(ValueError, LookupError, TypeError):
+        classes = json.loads(text or "")["num_classes"]
+        return classes if type(classes) is int and 1 <= classes <= MOST_CLASSES else None
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewstep.eval.images import labels_for
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.speed.timing import BatchNoise
 from fewstep.pipeline.sampling.onnx import OPTIMIZATIONS, OnnxSampler
@@ -48,9 +49,9 @@ def fastest_session(path: Path) -> dict[str, Any]:
 def _run(sampler: Sampler, batch: int) -> Callable[[], float]:
     @torch.inference_mode()
     def run() -> float:
-        noise = BatchNoise(sampler.shape, batch, CPU)
+        noise, labels = BatchNoise(sampler.shape, batch, CPU), labels_for(sampler, 0, batch)
         started = time.perf_counter()
-        sampler.sample(noise)
+        sampler.sample(noise, labels)
         return time.perf_counter() - started
 
     return run

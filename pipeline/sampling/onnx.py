@@ -1,8 +1,9 @@
 """A generator in an .onnx file as a Sampler.
 
 The interface is that of an exported student: the input `noise` float32 [B, C, H, W], standard normal, and of several
-steps `noise_2` and so on of that shape; one output, images float32 [B, C, H, W] in [-1, 1] or uint8 [B, H, W, C]. The
-noise levels, the scalings and the timesteps are inside the graph.
+steps `noise_2` and so on of that shape; of a class-conditional one `labels` int64 [B] too, last; one output, images
+float32 [B, C, H, W] in [-1, 1] or uint8 [B, H, W, C]. The noise levels, the scalings and the timesteps are inside the
+graph; how many classes there are stands in what it says of itself.
 """
 
 import re
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, unreadable
-from fewstep.eval.images import check_size
+from fewstep.eval.images import check_size, labels_for
 from fewstep.eval.interfaces import Noise
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.export.names import PARITY
-from fewstep.pipeline.export.provenance import of_graph, stated_steps
+from fewstep.pipeline.export.provenance import of_graph, stated_classes, stated_steps
 from fewstep.pipeline.sampling.grammar import in_steps
+from fewstep.students.graph import LABELS
 
 INPUT = "noise"
 OPTIMIZATIONS = ("all", "extended", "basic")
@@ -61,13 +63,16 @@ class OnnxSampler:
             options.log_severity_level = 4  # what is wrong is in the exception
             options.add_session_config_entry("session.force_spinning_stop", "1")  # or it slows what runs between calls
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._inputs = [each.name for each in self._session.get_inputs()]
+        names = [each.name for each in self._session.get_inputs()]
+        self._noises = names[:-1] if names[-1:] == [LABELS] else names
         self.shape = self._checked_shape()
         check_size(name, self.shape)
-        self.nfe = stated_steps(of_graph(model)) or len(self._inputs)
+        facts = of_graph(model)
+        self.num_classes = known_classes(name, stated_classes(facts)) if self._noises != names else None
+        self.nfe = stated_steps(facts) or len(self._noises)
         self.label = f"{label}, {in_steps(self.nfe)}"
         with unreadable(name, "fails on a batch of 2"):
-            image = self._run([torch.zeros(2, *self.shape) for _ in self._inputs])
+            image = self._run([torch.zeros(2, *self.shape) for _ in self._noises], labels_for(self, 0, 2))
         channels, height, width = self.shape
         if (image.shape, image.dtype) not in [
             ((2, *self.shape), np.dtype("float32")),
@@ -77,11 +82,15 @@ class OnnxSampler:
             raise UserError(name, None, remedy)
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] float32 in [-1, 1] on the CPU; `labels` is not used."""
-        return as_floats(torch.from_numpy(self._run([noise.draw().cpu() for _ in self._inputs])))
+        """Images [B, C, H, W] float32 in [-1, 1] on the CPU. UserError: labels that are not of its classes."""
+        labels = checked_labels(self.name, labels, self.num_classes)
+        return as_floats(torch.from_numpy(self._run([noise.draw().cpu() for _ in self._noises], labels)))
 
-    def _run(self, noises: Sequence[Tensor]) -> Any:  # noqa: ANN401 - an array
-        return self._session.run(None, {name: x.numpy() for name, x in zip(self._inputs, noises, strict=True)})[0]
+    def _run(self, noises: Sequence[Tensor], labels: Tensor | None) -> Any:  # noqa: ANN401 - an array
+        feeds = {name: x.numpy() for name, x in zip(self._noises, noises, strict=True)}
+        if labels is not None:
+            feeds[LABELS] = labels.cpu().numpy()
+        return self._session.run(None, feeds)[0]
 
     def identity(self) -> str:
         """A hash of the graph and of the weights that lie beside it."""
@@ -90,8 +99,10 @@ class OnnxSampler:
     def _checked_shape(self) -> tuple[int, int, int]:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
-        fits = are_noises(self._inputs) and {each.type for each in inputs} == {"tensor(float)"} and len(outputs) == 1
-        shape = inputs[0].shape if fits and all(each.shape == inputs[0].shape for each in inputs) else ()
+        noises, labels = inputs[: len(self._noises)], inputs[len(self._noises) :]
+        fits = are_noises(self._noises) and {each.type for each in noises} == {"tensor(float)"} and len(outputs) == 1
+        fits &= all(each.type == "tensor(int64)" and len(each.shape) == 1 for each in labels)
+        shape = inputs[0].shape if fits and all(each.shape == inputs[0].shape for each in noises) else ()
         if len(shape) != 4 or isinstance(shape[0], int) or not all(isinstance(side, int) for side in shape[1:]):
             remedy = f"has the inputs {found} and {len(outputs)} outputs; needed is one float input {INPUT!r}"
             raise UserError(self.name, None, f"{remedy} [B, C, H, W] with a free B, and one output")
@@ -115,6 +126,24 @@ def are_noises(names: Sequence[str]) -> bool:
     found = [re.fullmatch(rf"{INPUT}_([2-9]|[1-9]\d+)", name) for name in names[1:]]
     steps = [int(each[1]) for each in found if each]
     return names[:1] == [INPUT] and len(steps) == len(found) and steps == sorted(set(steps))
+
+
+def known_classes(name: str, classes: int | None) -> int:
+    """How many classes a file with labels says that it has; UserError where it does not."""
+    if classes is None:
+        remedy = f"takes {LABELS!r} and does not say of how many classes, as files of fewstep export do (num_classes)"
+        raise UserError(name, None, remedy)
+    return classes
+
+
+def checked_labels(name: str, labels: Tensor | None, num_classes: int | None) -> Tensor | None:
+    """Labels int64 [B] of a file's classes, None where it has none; UserError: there are none, or they are others."""
+    if num_classes is None:
+        return None
+    if labels is None or bool(((labels < 0) | (labels >= num_classes)).any()):
+        given = None if labels is None else labels.tolist()
+        raise UserError(f"{name}: labels", given, f"this student is class-conditional: give 0 to {num_classes - 1}")
+    return labels
 
 
 def as_floats(images: Tensor) -> Tensor:

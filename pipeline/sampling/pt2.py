@@ -1,6 +1,7 @@
 """A generator in a .pt2 file (torch.export) as a Sampler: noise [B, C, H, W] in, images out.
 
-Of several steps the first input is `noise` and the others are as large. Images are those of `onnx`.
+Of several steps the first input is `noise` and the others are as large; of a class-conditional student the last one is
+`labels`, by that name. Images are those of `onnx`.
 
 torch.export.load unpickles parts of its file and compiles text of it, so that opening a file can run whatever code its
 maker put there. Opened are files that a manifest of fewstep beside them vouches for, and others at the user's word.
@@ -19,13 +20,14 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from fewstep.errors import UserError, first_line, unreadable
-from fewstep.eval.images import check_size
+from fewstep.eval.images import check_size, labels_for
 from fewstep.eval.interfaces import Noise
 from fewstep.files import sha256_file
-from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of, stated_steps
+from fewstep.pipeline.export.provenance import KEY, is_package, provenance_of, stated_classes, stated_steps
 from fewstep.pipeline.sampling.grammar import in_steps
-from fewstep.pipeline.sampling.onnx import are_noises, as_floats
+from fewstep.pipeline.sampling.onnx import are_noises, as_floats, checked_labels, known_classes
 from fewstep.pipeline.stages.manifest import MANIFEST, read_manifest
+from fewstep.students.graph import LABELS
 
 INPUT = "noise"
 
@@ -46,7 +48,9 @@ class ProgramSampler:
         program, facts = _load(name, path)
         self.shape = _image_shape(name, program)
         check_size(name, self.shape)
-        self._noises = len(program.graph_signature.user_inputs)
+        names = list(map(str, program.graph_signature.user_inputs))
+        self.num_classes = known_classes(name, stated_classes(facts)) if LABELS in names else None
+        self._noises = len(names) - (LABELS in names)
         self.nfe = stated_steps(facts) or self._noises
         self.name, self.label, self._device = name, f"{label}, {in_steps(self.nfe)}", device
         self.network_parameters = sum(weight.numel() for weight in program.state_dict.values())
@@ -55,7 +59,7 @@ class ProgramSampler:
         self.networks = (self._module,)
         for batch in (1, 2):
             x = torch.zeros(batch, *self.shape, device=device)
-            image = self._run([x] * self._noises)
+            image = self._run([x] * self._noises, labels_for(self, 0, batch))
             if isinstance(image, Tensor) and image.dtype == torch.uint8:
                 image = as_floats(image)
             if not isinstance(image, Tensor) or image.shape != x.shape or image.dtype != x.dtype:
@@ -64,17 +68,19 @@ class ProgramSampler:
                 raise UserError(name, None, remedy.replace("torch.", ""))
 
     def sample(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] float32 in [-1, 1] on the device; `labels` is not used.
+        """Images [B, C, H, W] float32 in [-1, 1] on the device.
 
-        UserError: the program fails, as one does that was exported for fewer images at a time.
+        UserError: the program fails, as one does that was exported for fewer images at a time; labels that are not of
+        its classes.
         """
-        return as_floats(self._run([noise.draw().to(self._device) for _ in range(self._noises)]))
+        labels = checked_labels(self.name, labels, self.num_classes)
+        return as_floats(self._run([noise.draw().to(self._device) for _ in range(self._noises)], labels))
 
     @torch.inference_mode()
-    def _run(self, noises: list[Tensor]) -> Tensor:
+    def _run(self, noises: list[Tensor], labels: Tensor | None) -> Tensor:
         batch = len(noises[0])
         try:
-            return self._module(*noises)
+            return self._module(*noises, **({} if labels is None else {LABELS: labels.to(self._device)}))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # an operator may raise anything
@@ -94,10 +100,12 @@ class PackageSampler(ProgramSampler):
         self.name, self.shape, self.nfe = name, (channels, height, width), facts["steps"][0]
         check_size(name, self.shape)
         self.label, self.device = f"{label}, {in_steps(self.nfe)}", torch.device("cpu")
-        self._device, self._noises, self.network_parameters = self.device, len(facts["inputs"]), facts["parameters"]
+        self._device, self.network_parameters = self.device, facts["parameters"]
+        self.num_classes = known_classes(name, facts.get("num_classes")) if LABELS in facts["inputs"] else None
+        self._noises = len(facts["inputs"]) - (LABELS in facts["inputs"])
         with unreadable(name, "cannot be loaded as compiled code on this machine"):
             self._module = torch._inductor.aoti_load_package(str(path))
-        self._run([torch.zeros(2, *self.shape)] * self._noises)
+        self._run([torch.zeros(2, *self.shape)] * self._noises, labels_for(self, 0, 2))
 
 
 def open_program(name: str, label: str, path: Path, device: torch.device, *, trust: bool = False) -> ProgramSampler:
@@ -144,14 +152,17 @@ def _load(name: str, path: Path) -> tuple[ExportedProgram, str]:
 
 
 def _image_shape(name: str, program: ExportedProgram) -> tuple[int, int, int]:
-    """(C, H, W) of the program's one input."""
+    """(C, H, W) of the program's noise."""
     inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
     values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
-    x = values.get(INPUT)
+    x, labels = values.get(INPUT), values.get(LABELS)
     names = [str(each) for each in inputs]
+    labelled = names[-1:] == [LABELS]
+    names = names[:-1] if labelled else names
     noises = are_noises(names) or names == [INPUT, *(f"later_{index}" for index in range(len(names) - 1))]
     alike = [getattr(values.get(name), "shape", None) == getattr(x, "shape", ()) for name in names]
     fits = noises and all(alike) and len(outputs) == 1
+    fits &= not labelled or (isinstance(labels, Tensor) and (labels.dtype, labels.ndim) == (torch.int64, 1))
     if fits and isinstance(x, Tensor) and x.dtype == torch.float32 and x.ndim == 4:
         batch, *sides = x.shape
         if not isinstance(batch, int) and all(isinstance(side, int) for side in sides):

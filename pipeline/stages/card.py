@@ -6,6 +6,7 @@ import diffusers
 import torch
 
 from fewstep import __version__
+from fewstep.errors import printable
 from fewstep.pipeline.config.schema import Config, Training
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.evaluate import dataset_name
@@ -17,7 +18,7 @@ library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags:
 - {tag}
-- fewstep
+- fewstep{conditional}
 ---
 
 # {name}: a one-step generator
@@ -29,16 +30,18 @@ It makes {size} images in one or a few network evaluations.
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{name}")      # this folder
-images = pipeline(batch_size=16, num_inference_steps=1).images
+{labels}images = pipeline(batch_size=16, {labelled}num_inference_steps=1).images
 ```
 
-{steps}
+{classes}{steps}
 {averages}Stock diffusers gives the same images as fewstep to {round_trip:.1e} (range 2) at {checked} steps.
 
 - {levels}; {parameters:,} parameters
 - data: `{source}`, split `{split}`; seed {seed}{again}
 - made with torch {torch}, diffusers {diffusers}
 """
+LABELLED = "class_labels=labels, "
+"""How a class-conditional student's pipeline is called besides."""
 _CONSISTENCY = """| steps | noise levels |
 |---:|:---|
 {rows}
@@ -53,6 +56,10 @@ _DDIM = """| steps | timesteps |
 
 Give `num_inference_steps`: the pipeline's own default is 50. The timesteps are DDIM's trailing ones, on which the
 student was trained: none were searched for."""
+_CLASSES = """It makes images of {count} classes{named}. Give `class_labels`, one for each image: without them stock
+diffusers draws classes from torch's global generator, and a seed gives other images at each call.
+
+"""
 _WORDS = {4: "four", 8: "eight"}
 
 
@@ -61,6 +68,7 @@ def model_card(config: Config, training: Training, model: Student, facts: dict[s
     settings = training.config
     channels, height, width = model.space.shape
     tag, kind, steps, levels = _of_kind(model, facts)
+    classes = model.space.num_classes
     quality = facts.get("quality", {"halflives": {}, "chosen": ""})
     values = ", ".join(f"{value:.4g} at {name} kimg" for name, value in quality["halflives"].items())
     averages = f"Its weights are the average of half-life {quality['chosen']} kimg, chosen by KID too ({values}).\n"
@@ -72,6 +80,10 @@ def model_card(config: Config, training: Training, model: Student, facts: dict[s
         batch=settings.train.batch_size,
         size=f"{width}x{height} {'grey' if channels == 1 else 'RGB'}",
         tag=tag,
+        conditional="" if classes is None else "\n- class-conditional",
+        labels="" if classes is None else f"labels = [image % {classes} for image in range(16)]\n",
+        labelled="" if classes is None else LABELLED,
+        classes="" if classes is None else _CLASSES.format(count=classes, named=_named(classes, facts["classes"])),
         kind=kind,
         steps=steps,
         levels=levels,
@@ -88,6 +100,14 @@ def model_card(config: Config, training: Training, model: Student, facts: dict[s
     )
 
 
+def _named(classes: int, names: list[str] | None) -> str:
+    """What the labels of the classes are, in words."""
+    labels = [str(label) for label in range(classes)]
+    if names is None or names == labels:
+        return f", 0 to {classes - 1}"
+    return ": " + ", ".join(f"{label} `{printable(name)}`" for label, name in zip(labels, names, strict=True))
+
+
 def _of_kind(model: Student, facts: dict[str, Any]) -> tuple[str, str, str, str]:
     """By the kind of student: the hub's tag, its name, the table of its steps with what it says of them, its range."""
     if not isinstance(model, ConsistencyModel):
@@ -96,7 +116,8 @@ def _of_kind(model: Student, facts: dict[str, Any]) -> tuple[str, str, str, str]
         return "ddim", "DDIM student", _DDIM.format(rows="\n".join(rows)), levels
     search, steps = facts["search"], [n for n in STEPS if n <= model.most_steps]
     rows = [f"| {n} | {', '.join(f'{sigma:.4g}' for sigma in model.step_sigmas(n))} |" for n in steps]
-    calls = {n: ", ".join(f"{key}={value}" for key, value in model.stock_call(n).items()) for n in steps}
+    labelled = "" if model.space.num_classes is None else LABELLED
+    calls = {n: labelled + ", ".join(f"{key}={value}" for key, value in model.stock_call(n).items()) for n in steps}
     called = [
         f"The levels of {_WORDS[n]} steps are those of `pipeline(batch_size=16, {call})`.\n"
         for n, call in calls.items()

@@ -12,7 +12,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.files import read_json, staged_folder, write_json
 from fewstep.pipeline.export.names import FORMATS, PARITY
-from fewstep.pipeline.export.provenance import provenance_of
+from fewstep.pipeline.export.provenance import OF_CLASSES, provenance_of
 from fewstep.pipeline.export.web_model import WEIGHTS, write_shared
 from fewstep.pipeline.export.web_runtime import VERSION, put_runtime
 from fewstep.pipeline.stages.export import export, export_folder
@@ -89,7 +89,8 @@ def _write(stage: Path, exported: Path, student: str) -> None:
         "sha256": hashes,
         "runtime": VERSION,
     }
-    write_json(stage / "demo.json", about | {key: facts[key] for key in ("shape", "version", "student_hash")})
+    said = ("shape", "version", "student_hash", *(OF_CLASSES if "num_classes" in facts else ()))
+    write_json(stage / "demo.json", about | {key: facts[key] for key in said})
     for name in ("index.html", "style.css", "app.js", "noise.js"):
         shutil.copyfile(str(files("fewstep.pipeline.export") / "page" / name), stage / name)
     headers = "".join(f"  {name}: {value}\n" for name, value in ISOLATION.items())

@@ -41,7 +41,7 @@ from fewstep.pipeline.stages.manifest import (
 )
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.students.graph import Generator
+from fewstep.students.graph import LABELS, Generator
 from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student, student_folder
 
@@ -137,7 +137,7 @@ class Export:
         """Fill the stage's folder; what is not offered is not left in it."""
         config = self.context.config.eval
         extractor = load_extractor(config.extractor, config.weights, CPU)
-        reference, _ = reference_of(self.context, extractor)
+        reference, *_ = reference_of(self.context, extractor)
         found: list[dict[str, Any]] = []
         for steps in inputs["steps"]:
             say(f"export: {in_steps(steps)}, {self.images:,} images of stock diffusers")
@@ -185,7 +185,7 @@ class Export:
         if name == "onnx-fp16":
             writing.write_half(plain, path, facts)
         elif name == "onnx-int8":
-            writing.write_int8(plain, path, self._noises(generator.inputs), facts)
+            writing.write_int8(plain, path, self._feeds(generator.inputs), facts)
         session = fastest_session(path)
         sampler = OnnxSampler(path.name, path.name, path, session["threads"], session["optimization"])
         return self._judged(path, name, steps, sampler, stock, {"session": session})
@@ -205,12 +205,13 @@ class Export:
         about = {"file": path.name, "format": name, "steps": steps, "bytes": _bytes(path), "fault": wrong}
         return about | found | more | {"speed": rates}
 
-    def _noises(self, inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """What int8 is calibrated on: noise of a seed of its own."""
+    def _feeds(self, inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """What int8 is calibrated on: noise of a seed of its own, and all classes in turn."""
         found, size = [], 16
         for start in range(0, writing.CALIBRATION, size):
             noise = KeyedNoise(self.student.space.shape, CALIBRATION_SEED, start, start + size)
-            found.append({name: noise.draw().numpy() for name in inputs})
+            labels = np.arange(start, start + size) % (self.student.space.num_classes or 1)
+            found.append({name: labels if name == LABELS else noise.draw().numpy() for name in inputs})
         return found
 
     def calls(self) -> dict[int, dict[str, Any]]:
@@ -223,9 +224,9 @@ class Export:
 
     def facts(self, steps: Sequence[int]) -> dict[str, Any]:
         """The provenance of a file: see `fewstep.pipeline.export.provenance`."""
-        manifest = read_manifest(self.student_folder)
+        manifest, classes = read_manifest(self.student_folder), self.student.space.num_classes
         made = manifest["inputs"]["weights"]
-        return {
+        facts = {
             "format": 1,
             "version": __version__,
             "run": self.context.config.name,
@@ -242,6 +243,7 @@ class Export:
             "student_hash": model_hash(self.student_folder),
             "protocol": self._protocol(),
         }
+        return facts if classes is None else facts | {"num_classes": classes, "classes": manifest.get("classes")}
 
     def _protocol(self) -> str | None:
         """The hash of the protocol that the run was measured by; None before it was."""

@@ -54,6 +54,9 @@ def make_student(
     checked = ", ".join(str(steps) for steps in round_trip)
     say(f"  stock diffusers gives the same images to {max(round_trip.values()):.1e} at {checked} steps")
     facts["round_trip"] = {str(steps): difference for steps, difference in round_trip.items()}
+    if (classes := average.space.num_classes) is not None:
+        names = run.data.class_names or ()
+        facts["classes"] = list(names) if len(names) == classes else None
     if kept is not None:
         facts["seconds"] = kept["seconds"]  # of the distillation, beside which the search is short
     (stage / "README.md").write_text(model_card(run.config, training, average, facts), encoding="utf-8")

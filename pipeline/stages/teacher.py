@@ -79,11 +79,11 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
     scheduler: DDPMScheduler | None = None
     if config.prediction in ("v_prediction", "epsilon", "sample"):
         scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
-        objective: Objective = DDPMObjective(unet, scheduler, dropout if null else 0.0)
+        objective: Objective = DDPMObjective(unet, scheduler, None if classes is None else dropout)
     else:
         scaling = SCALINGS[config.prediction]()
         model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=null)
-        objective = DenoisingObjective(model, dropout if null else 0.0)
+        objective = DenoisingObjective(model, dropout)
     job = run.training_job("teacher", "teacher", config.train, config_hash)
     (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
     average = average.cpu().to(memory_format=torch.contiguous_format)

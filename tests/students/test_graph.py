@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from small_conditional import conditional_student, saved, stock_images
 
 from fewstep.eval.images import to_uint8
+from fewstep.eval.noise import KeyedNoise
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.ddim import ddim_student
 from fewstep.students.graph import MOST_IMAGES, Generator
@@ -60,6 +62,26 @@ def test_the_student_stays_as_it_was_and_what_makes_the_time_is_left_behind(stud
     assert [name for name, _ in student.named_parameters()] == names
     torch.testing.assert_close(student(torch.ones(2, 1, 8, 8), torch.full((2,), 3.0)), before)
     assert not [name for name, _ in graph.named_parameters() if "time" in name]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_with_labels_it_makes_the_images_of_the_stock_pipeline(tmp_path, steps):
+    graph, labels = Generator(saved(tmp_path), steps), [0, 2, 1, 1, 0]
+    assert graph.inputs == [*["noise", "noise_2"][:steps], "labels"]
+    noise = KeyedNoise((1, 8, 8), 3, 0, 5)
+    noises = [noise.draw() for _ in range(steps)]
+    images = graph(*noises, labels=torch.tensor(labels))
+    torch.testing.assert_close(images, stock_images(tmp_path, steps, 3, labels), atol=1e-5, rtol=0)
+    others = graph(*noises, labels=torch.tensor([0, 2, 1, 2, 0]))
+    assert (images != others).flatten(1).any(1).tolist() == [False, False, False, True, False]
+    with pytest.raises(ValueError, match="class_labels should be provided"):
+        graph(*noises)
+
+
+def test_blocks_that_read_time_and_class_stay_and_what_makes_the_time_alone_is_left_behind():
+    names = [name for name, _ in Generator(conditional_student(), 2).named_parameters()]
+    assert any("time_emb_proj" in name for name in names)
+    assert not any("time_embedding" in name for name in names)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -240,14 +240,6 @@ def test_a_hub_id_is_read_from_its_cache_at_a_revision(cache):
         load_teacher(cache / "snapshots" / ("a" * 40), revision="v1")
 
 
-def response(status: int, code: str) -> Any:
-    """What the hub answers, as its client reports it."""
-    import httpx
-
-    request = httpx.Request("GET", "http://hub/api/models/owner/model")
-    return httpx.Response(status, headers={"X-Error-Code": code}, request=request)
-
-
 @pytest.mark.parametrize(
     ("name", "fault"),
     [

@@ -1,7 +1,11 @@
 """Classes: what guidance computes and costs, and how labels are left out in training."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from fewstep.pipeline.sampling.models import teacher_sampler
@@ -13,12 +17,18 @@ from fewstep.teachers.objective import DDPMObjective, DenoisingObjective, withou
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import EDM
 
-SHAPE = {"channels": (16,), "layers_per_block": 1, "attention": (False,), "norm_groups": 8, "dropout": 0.0}
+SHAPE: dict[str, Any] = {
+    "channels": (16,),
+    "layers_per_block": 1,
+    "attention": (False,),
+    "norm_groups": 8,
+    "dropout": 0.0,
+}
 LABELS = torch.tensor([0, 1, 2, 2])
 
 
-def network(classes: int = 4):
-    return build_unet((1, 8, 8), seed=0, classes=classes, **SHAPE).eval()
+def network(classes: int = 4) -> UNet2DModel:
+    return build_unet((1, 8, 8), seed=0, dropout=0.0, classes=classes, **SHAPE).eval()
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ def test_a_guided_sampler_says_and_makes_two_evaluations_an_image(model):
     evaluated.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
 
     class Noise:
-        generators = ()
+        generators: Sequence[torch.Generator] = ()
 
         def draw(self) -> Tensor:
             return torch.zeros(4, 1, 8, 8)
@@ -82,6 +92,8 @@ def test_training_gives_the_row_of_none_a_gradient_only_with_label_dropout(famil
         batch = Batch(images=torch.zeros(4, 1, 8, 8), condition=Condition(labels=LABELS))
         terms = objective(batch, Progress(step=0, total_steps=10, images=0), torch.Generator().manual_seed(1))
         terms.loss.mean().backward()
-        gradient = unet.class_embedding.weight.grad  # type: ignore[union-attr]
+        assert isinstance(unet.class_embedding, torch.nn.Embedding)
+        gradient = unet.class_embedding.weight.grad
+        assert gradient is not None
         assert (gradient[3].abs().sum() > 0) == touched
         assert terms.loss.shape == terms.sigma.shape == (4,)

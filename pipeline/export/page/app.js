@@ -5,6 +5,7 @@ const SIDE = 4;
 const NUM = SIDE * SIDE;
 const GAP = 1; // pixels between images
 const SEEDS = 4096;
+const LABELS = "labels";
 const byId = (id) => document.getElementById(id);
 
 async function runtime() {
@@ -31,8 +32,8 @@ async function load(demo) {
       const options = { executionProviders: providers, externalData: [{ path: demo.weights, data: weights }] };
       model.session = await ort.InferenceSession.create(`model/${model.file}`, options);
     }
-    demo.tensor = (data, dims) => new ort.Tensor("float32", data, dims);
-    await generate(demo, demo.models[0], 0); // the first run is where a GPU's shaders fail
+    demo.tensor = (kind, data, dims) => new ort.Tensor(kind, data, dims);
+    await generate(demo, demo.models[0], 0, null); // the first run is where a GPU's shaders fail
   };
   try {
     await open();
@@ -45,12 +46,18 @@ async function load(demo) {
   return where === "WebAssembly" ? `${where}, ${threads} thread${threads > 1 ? "s" : ""}` : where;
 }
 
-// {data: Float32Array [NUM, C, H, W] in [-1, 1], ms} of a model at a seed.
-async function generate(demo, model, seed) {
+// {data: Float32Array [NUM, C, H, W] in [-1, 1], ms} of a model at a seed, of one class or (null) all of them in turn.
+async function generate(demo, model, seed, label) {
   const [channels, height, width] = demo.shape;
-  const arrays = noises(seed, NUM, channels * height * width, model.inputs.length);
+  const drawn = model.inputs.filter((name) => name !== LABELS);
+  const arrays = noises(seed, NUM, channels * height * width, drawn.length);
   const started = performance.now();
-  const feeds = Object.fromEntries(model.inputs.map((name, i) => [name, demo.tensor(arrays[i], [NUM, ...demo.shape])]));
+  const dims = [NUM, ...demo.shape];
+  const feeds = Object.fromEntries(drawn.map((name, i) => [name, demo.tensor("float32", arrays[i], dims)]));
+  if (demo.num_classes) {
+    const labels = BigInt64Array.from({ length: NUM }, (_, i) => BigInt(label ?? i % demo.num_classes));
+    feeds[LABELS] = demo.tensor("int64", labels, [NUM]);
+  }
   const images = (await model.session.run(feeds)).image;
   return { data: await images.getData(), ms: performance.now() - started };
 }
@@ -96,23 +103,42 @@ function figure(demo, model) {
   return element;
 }
 
+const nameOf = (demo, label) => demo.classes?.[label] ?? String(label);
+
+// The class that is chosen, null: all.
+const chosen = () => (byId("class").value === "" ? null : Number(byId("class").value));
+
+// Offer the classes of a conditional student, and choose the one that an address asks for.
+function offer(demo, asked) {
+  if (!demo.num_classes) return;
+  byId("classes").hidden = false;
+  for (let label = 0; label < demo.num_classes; label++) {
+    byId("class").add(new Option(nameOf(demo, label), String(label)));
+  }
+  byId("class").value = asked ?? "";
+  if (byId("class").selectedIndex < 0) byId("class").value = ""; // there is no such class
+}
+
 let queue = Promise.resolve();
 
 function show(demo, seed) {
   byId("seed").value = demo.seed = ((seed % SEEDS) + SEEDS) % SEEDS;
-  history.replaceState(null, "", `#seed=${demo.seed}`);
+  history.replaceState(null, "", `#seed=${demo.seed}${chosen() === null ? "" : `&class=${chosen()}`}`);
   queue = queue.then(async () => {
-    const wanted = demo.seed; // of presses that came in meanwhile, the last
+    const { seed } = demo, label = chosen(); // of presses that came in meanwhile, the last
+    const wanted = `${seed} ${label}`;
     if (wanted === demo.shown) return;
+    const what = `images of seed ${seed}${label === null ? "" : `, class ${nameOf(demo, label)}`}`;
     for (const model of demo.models) {
-      const { data, ms } = await generate(demo, model, wanted);
+      const { data, ms } = await generate(demo, model, seed, label);
       paint(model.canvas, data, demo.shape);
-      model.canvas.setAttribute("aria-label", `${NUM} images of seed ${wanted}, ${model.steps} step(s)`);
+      model.canvas.setAttribute("aria-label", `${NUM} ${what}, ${model.steps} step(s)`);
       model.time.textContent = `${NUM} images in ${ms.toFixed(1)} ms`;
     }
     demo.shown = wanted;
     document.body.dataset.first ??= String(performance.now());
-    document.body.dataset.shown = String(wanted);
+    document.body.dataset.of = label === null ? "all" : String(label);
+    document.body.dataset.shown = String(seed);
   }).catch(fail);
   return queue;
 }
@@ -131,23 +157,26 @@ async function main() {
   const [channels, height, width] = demo.shape;
   byId("what").textContent = `${demo.what} ${width}x${height} ${channels === 1 ? "grey" : "RGB"}, ${demo.precision}, ${where}.`;
   byId("made").textContent = `fewstep ${demo.version}, student ${demo.student_hash.slice(0, 16)}, onnxruntime-web ${demo.runtime}`;
-  const first = Number(new URLSearchParams(location.hash.slice(1)).get("seed")) || 0;
+  const asked = new URLSearchParams(location.hash.slice(1));
+  offer(demo, asked.get("class"));
   const move = (by) => show(demo, demo.seed + by);
   byId("next").addEventListener("click", () => move(1));
   byId("back").addEventListener("click", () => move(-1));
   byId("grids").addEventListener("click", () => move(1));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("seed").addEventListener("change", () => show(demo, Math.trunc(Number(byId("seed").value)) || 0));
+  byId("class").addEventListener("change", () => show(demo, demo.seed));
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.id === "seed") return;
+    if (event.ctrlKey || event.metaKey || event.altKey || ["seed", "class"].includes(event.target.id)) return;
     const by = { ArrowRight: 1, ArrowLeft: -1, " ": 1, Enter: 1 }[event.key];
     const onButton = event.target.tagName === "BUTTON" && (event.key === " " || event.key === "Enter");
     if (!by || onButton) return; // a button is pressed by these keys itself
     event.preventDefault();
     move(by);
   });
-  globalThis.fewstep = { generate: (seed, steps) => generate(demo, demo.models.find((m) => m.steps === steps), seed) };
-  await show(demo, first);
+  const model = (steps) => demo.models.find((each) => each.steps === steps);
+  globalThis.fewstep = { generate: (seed, steps, label = null) => generate(demo, model(steps), seed, label) };
+  await show(demo, Number(asked.get("seed")) || 0);
 }
 
 main().catch(fail);

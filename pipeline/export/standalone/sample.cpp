@@ -1,8 +1,9 @@
-// Images of an exported student in C++ with onnxruntime: sample FILE.onnx [NUM] [SEED] > grid.pgm (of RGB: a .ppm)
+// Images of an exported student in C++ with onnxruntime: sample FILE.onnx [NUM] [SEED] [LABEL ...] > grid.pgm (or .ppm)
 //
 //   g++ -std=c++17 -O2 sample.cpp -o sample -lonnxruntime
 //
-// Image i of seed s is image i of `fewstep sample --seed s`, to a processor's rounding. Written by fewstep (Apache-2.0).
+// Image i of seed s is image i of `fewstep sample --seed s` with the same labels, to a processor's rounding. Labels are
+// classes of a class-conditional student, used in turn; by default all. Written by fewstep (Apache-2.0).
 
 #include <onnxruntime_cxx_api.h>
 
@@ -34,8 +35,16 @@ static void normal(std::mt19937& bits, float* values, int64_t count) {
   }
 }
 
+// How many classes a graph says that it has; 0: it is unconditional.
+static int64_t classes_of(const Ort::Session& session, Ort::AllocatorWithDefaultOptions& allocator) {
+  const auto facts = session.GetModelMetadata().LookupCustomMetadataMapAllocated("fewstep", allocator);
+  const std::string text = facts ? facts.get() : "", key = "\"num_classes\":";
+  const size_t at = text.find(key);
+  return at == std::string::npos ? 0 : std::stoll(text.substr(at + key.size()));
+}
+
 int main(int argc, char** argv) try {
-  if (argc < 2) throw std::runtime_error("usage: sample FILE.onnx [NUM] [SEED]");
+  if (argc < 2) throw std::runtime_error("usage: sample FILE.onnx [NUM] [SEED] [LABEL ...]");
   const int64_t num = argc > 2 ? std::stoll(argv[2]) : 16, seed = argc > 3 ? std::stoll(argv[3]) : 0;
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING);
   Ort::Session session(env, argv[1], Ort::SessionOptions{});
@@ -45,8 +54,16 @@ int main(int argc, char** argv) try {
   const int64_t channels = shape[1], height = shape[2], width = shape[3], size = channels * height * width;
   shape[0] = num;
   std::vector<std::string> names;
-  for (size_t k = 0; k < session.GetInputCount(); k++) names.emplace_back(session.GetInputNameAllocated(k, allocator).get());
-  std::vector<std::vector<float>> noise(names.size(), std::vector<float>(num * size));
+  for (size_t k = 0; k < session.GetInputCount(); k++)
+    names.emplace_back(session.GetInputNameAllocated(k, allocator).get());
+  const int64_t classes = classes_of(session, allocator);
+  std::vector<int64_t> given, labels(num);  // those given or all, in turn
+  for (int k = 4; k < argc; k++) given.push_back(std::stoll(argv[k]));
+  const auto absent = [&](int64_t label) { return label < 0 || label >= classes; };
+  if (std::any_of(given.begin(), given.end(), absent))
+    throw std::runtime_error("labels: this student has " + std::to_string(classes) + " classes, counted from 0");
+  for (int64_t i = 0; i < num && classes; i++) labels[i] = given.empty() ? i % classes : given[i % given.size()];
+  std::vector<std::vector<float>> noise(names.size() - (classes > 0), std::vector<float>(num * size));
   for (int64_t i = 0; i < num; i++) {
     std::mt19937 bits(static_cast<uint32_t>(seed * (1 << 20) + i));
     for (auto& each : noise) normal(bits, each.data() + i * size, size);
@@ -55,10 +72,10 @@ int main(int argc, char** argv) try {
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<Ort::Value> inputs;
   std::vector<const char*> input_names;
-  for (size_t k = 0; k < names.size(); k++) {
-    inputs.push_back(Ort::Value::CreateTensor<float>(memory, noise[k].data(), noise[k].size(), shape.data(), shape.size()));
-    input_names.push_back(names[k].c_str());
-  }
+  for (auto& each : noise)
+    inputs.push_back(Ort::Value::CreateTensor<float>(memory, each.data(), each.size(), shape.data(), shape.size()));
+  if (classes) inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory, labels.data(), num, shape.data(), 1));
+  for (const auto& name : names) input_names.push_back(name.c_str());
   const std::string output = session.GetOutputNameAllocated(0, allocator).get();
   const char* output_names[] = {output.c_str()};
   auto images = session.Run(Ort::RunOptions{}, input_names.data(), inputs.data(), inputs.size(), output_names, 1);

@@ -1,13 +1,16 @@
 """Images of an exported student, with numpy and onnxruntime alone: python sample.py FILE.onnx [NUM] [SEED] [OUT.png]
 
-This file may be copied: it needs nothing beside it. Image i of seed s is image i of `fewstep sample --seed s`, to a
-processor's rounding. It was written by fewstep (Apache-2.0).
+Of a class-conditional one `--labels 3 7` at the end gives these classes in turn; without them it is all classes. This
+file may be copied: it needs nothing beside it. Image i of seed s is image i of `fewstep sample --seed s`, with the same
+labels, to a processor's rounding. It was written by fewstep (Apache-2.0).
 """
 
+import argparse
+import json
 import math
 import struct
-import sys
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
@@ -34,15 +37,28 @@ def normal(bits: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
     return whole.astype(np.float32).reshape(shape)
 
 
-def generate(session: onnxruntime.InferenceSession, num: int, seed: int = 0) -> np.ndarray:
-    """uint8 [num, H, W, C]; each image's noise depends on the seed and its number alone."""
-    inputs = session.get_inputs()
+def generate(
+    session: onnxruntime.InferenceSession, num: int, seed: int = 0, labels: Sequence[int] | None = None
+) -> np.ndarray:
+    """uint8 [num, H, W, C]; each image's noise depends on the seed and its number alone.
+
+    `labels`: classes, used in turn; None or none: all that there are. ValueError: there are no such classes.
+    """
+    facts = json.loads(session.get_modelmeta().custom_metadata_map.get("fewstep", "{}"))
+    classes = range(facts.get("num_classes", 0))
+    labels = labels or classes
+    if any(label not in classes for label in labels):
+        raise ValueError(f"labels {list(labels)}: this student has {len(classes)} classes, counted from 0")
+    inputs = [each for each in session.get_inputs() if each.name != "labels"]
     noises: dict[str, list[np.ndarray]] = {each.name: [] for each in inputs}
     for index in range(num):
         bits = np.random.RandomState(seed * 2**20 + index)
         for each in inputs:
             noises[each.name].append(normal(bits, tuple(each.shape[1:])))
-    images = np.asarray(session.run(None, {name: np.stack(values) for name, values in noises.items()})[0])
+    feeds = {name: np.stack(values) for name, values in noises.items()}
+    if classes:
+        feeds["labels"] = np.array([labels[index % len(labels)] for index in range(num)], np.int64)
+    images = np.asarray(session.run(None, feeds)[0])
     if images.dtype == np.uint8:
         return images
     return (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -60,10 +76,19 @@ def png(image: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    model, num, seed, out = [*sys.argv[1:], *["", "16", "0", "grid.png"][len(sys.argv[1:]) :]]
-    made = generate(onnxruntime.InferenceSession(model), int(num), int(seed))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="FILE.onnx")
+    parser.add_argument("num", metavar="NUM", type=int, nargs="?", default=16)
+    parser.add_argument("seed", metavar="SEED", type=int, nargs="?", default=0)
+    parser.add_argument("out", metavar="OUT.png", nargs="?", default="grid.png")
+    parser.add_argument("--labels", metavar="N", type=int, nargs="+")
+    given = parser.parse_args()
+    try:
+        made = generate(onnxruntime.InferenceSession(given.model), given.num, given.seed, given.labels)
+    except ValueError as error:
+        parser.error(str(error))
     side = math.ceil(math.sqrt(len(made)))
     empty = np.zeros((side * side - len(made), *made.shape[1:]), np.uint8)
     grid = np.concatenate([made, empty]).reshape(side, side, *made.shape[1:])
-    with open(out, "wb") as file:
+    with open(given.out, "wb") as file:
         file.write(png(grid.transpose(0, 2, 1, 3, 4).reshape(side * grid.shape[2], -1, grid.shape[-1])))

@@ -4,17 +4,23 @@ import shutil
 
 import pytest
 
+from fewstep.pipeline.cli.main import main
 from fewstep.pipeline.export import speed
 from fewstep.pipeline.stages.export import export
+
+
+def quick_export(run, formats, steps=(1, 2), **options):
+    """An export whose speeds are those of a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "SECONDS", 0.02)
+        return export(run, formats, steps, **options)
 
 
 def copied(tiny_run, place, formats):
     """A copy of the tiny run in `place`, exported in some formats."""
     run = place / "digits"
     shutil.copytree(tiny_run, run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "SECONDS", 0.02)
-        export(run, formats, (1, 2))
+    quick_export(run, formats)
     return run
 
 
@@ -29,6 +35,23 @@ def exported(tiny_run, tmp_path_factory):
 def with_graphs(tiny_run, tmp_path_factory):
     """The folder of a tiny run with the graphs of a page alone, to be read."""
     return copied(tiny_run, tmp_path_factory.mktemp("graphs"), ("onnx",))
+
+
+@pytest.fixture(scope="session")
+def conditional(tiny, tmp_path_factory):
+    """The folder of a class-conditional tiny run with the graphs of a page alone, to be read."""
+    out = tmp_path_factory.mktemp("conditional")
+    samplers = '["teacher@ddim:2", "student@1"]'
+    assert main(["run", *tiny(out, teacher__class_conditional="true", eval__samplers=samplers)]) == 0
+    quick_export(out / "digits", ("onnx",))
+    return out / "digits"
+
+
+@pytest.fixture(scope="session")
+def of_classes(conditional, tmp_path_factory):
+    """A folder with one step of a class-conditional student in every format that needs no compiler, to be read."""
+    formats = ("onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors")
+    return quick_export(conditional, formats, (1,), out=tmp_path_factory.mktemp("classes") / "export")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 import urllib.request
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
 import numpy as np
@@ -129,13 +130,18 @@ def test_noise_in_javascript_is_torch_s(root, tmp_path, size):
 
 
 @pytest.fixture
-def served(with_graphs, data_dir, tmp_path):
-    """The address of the page of the tiny run, with the real runtime."""
+def page(data_dir, tmp_path):
+    """Writes the page of a run with the real runtime; its folder."""
     runtime = data_dir / "onnxruntime-web"
     if not runtime.is_dir():
         pytest.skip(f"needs npm's package onnxruntime-web {web_runtime.VERSION} in {runtime}")
-    demo(with_graphs, tmp_path / "page", runtime=str(runtime))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(tmp_path / "page")) as server:
+    return lambda run: demo(run, tmp_path / "page", runtime=str(runtime))
+
+
+@contextmanager
+def served(page):
+    """The address of a page."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler(page)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -151,26 +157,66 @@ def pixels(browser, steps):
     return grid.reshape(4, side, 4, side).transpose(0, 2, 1, 3).reshape(16, side, side)[:, :-1, :-1]
 
 
+def expect_images(browser, student, seed, labels=None):
+    """Those of Python on both canvases."""
+    for steps in (1, 2):
+        mine, theirs = pixels(browser, steps), fewstep.sample(student, 16, steps, seed, labels).numpy()[:, 0]
+        assert np.abs(mine.astype(int) - theirs).max() <= 1
+        assert (mine == theirs).mean() > 0.999
+
+
 @pytest.mark.data
-def test_a_visitor_s_images_are_python_s_and_a_key_makes_others(browser, served, with_graphs):
+def test_a_visitor_s_images_are_of_the_class_that_is_chosen(browser, page, conditional):
+    folder, student = page(conditional), fewstep.load_student(conditional)
+    about = json.loads((folder / "demo.json").read_text())
+    assert (about["num_classes"], about["classes"]) == (10, list(map(str, range(10))))
+    about["classes"][7] = "seven <b>"
+    (folder / "demo.json").write_text(json.dumps(about))
+    with served(folder) as address:
+        browser.call("/url", {"url": f"{address}/#seed=3"})
+        assert float(browser.wait_for("document.body.dataset.first || document.body.dataset.error")) > 0
+        expect_images(browser, student, 3)
+        names = browser.script("return [...document.getElementById('class').options].map((each) => each.text)")
+        assert names == ["all, in turn", *map(str, range(7)), "seven <b>", "8", "9"]
+        choose = (
+            "const c = document.getElementById('class'); c.value = arguments[0]; c.dispatchEvent(new Event('change'))"
+        )
+        browser.script(choose.replace("arguments[0]", "'7'"))
+        browser.wait_for("document.body.dataset.of === '7'")
+        expect_images(browser, student, 3, [7])
+        browser.press(" ")
+        browser.wait_for("document.body.dataset.shown === '4'")
+        expect_images(browser, student, 4, [7])
+        assert "class seven <b>" in browser.script("return document.querySelector('canvas').ariaLabel")
+        assert browser.script("return location.hash") == "#seed=4&class=7"
+        browser.call("/url", {"url": "about:blank"})
+        browser.call("/url", {"url": f"{address}/#seed=5&class=2"})
+        browser.wait_for("document.body.dataset.shown === '5' || document.body.dataset.error")
+        expect_images(browser, student, 5, [2])
+
+
+@pytest.mark.data
+def test_a_visitor_s_images_are_python_s_and_a_key_makes_others(browser, page, with_graphs):
     """In Chromium, from the page's own address alone, as its policy has it."""
-    browser.call("/url", {"url": f"{served}/#seed=3"})
+    with served(page(with_graphs)) as address:
+        look(browser, address, fewstep.load_student(with_graphs))
+
+
+def look(browser, address, student):
+    browser.call("/url", {"url": f"{address}/#seed=3"})
     browser.wait_for("document.hasFocus()")
     assert float(browser.wait_for("document.body.dataset.first || document.body.dataset.error")) > 0
-    student = fewstep.load_student(with_graphs)
     for seed, keys in ((3, ""), (4, " "), (5, "\ue014"), (4, "\ue012")):
         if keys:
             browser.press(keys)
         browser.wait_for(f"document.body.dataset.shown === '{seed}'")
-        for steps in (1, 2):
-            mine, theirs = pixels(browser, steps), fewstep.sample(student, 16, steps, seed).numpy()[:, 0]
-            assert np.abs(mine.astype(int) - theirs).max() <= 1
-            assert (mine == theirs).mean() > 0.999
+        expect_images(browser, student, seed)
+    assert browser.script("return document.getElementById('classes').hidden") is True
     assert "ms" in browser.script("return document.querySelector('figcaption').textContent")
     assert browser.script("return document.getElementById('seed').value") == "4"
     assert browser.script("return crossOriginIsolated") is True
     sources = browser.script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
-    assert all(source.startswith((served, "blob:")) for source in sources)
+    assert all(source.startswith((address, "blob:")) for source in sources)
 
 
 def test_serve_sends_what_threads_need_and_a_port_in_use_is_one_line(tmp_path):

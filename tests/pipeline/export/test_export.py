@@ -15,10 +15,11 @@ from diffusers import DiffusionPipeline
 
 import fewstep
 from fewstep.errors import UserError
+from fewstep.eval.images import Generated
 from fewstep.eval.noise import KeyedNoise
 from fewstep.files import sha256_file
 from fewstep.pipeline.cli.main import main
-from fewstep.pipeline.export import parity
+from fewstep.pipeline.export import parity, speed
 from fewstep.pipeline.export.provenance import provenance_of
 from fewstep.pipeline.sampling.subjects import open_subject
 from fewstep.pipeline.stages import export as stage
@@ -73,6 +74,35 @@ def test_a_graph_alone_in_onnxruntime_is_the_stock_pipeline(exported, steps, bat
     call = fewstep.load_student(exported).stock_call(steps)
     stock = pipeline(batch_size=batch, generator=generators, output_type="np", **call).images
     np.testing.assert_allclose(image.transpose(0, 2, 3, 1), stock * 2 - 1, atol=1e-5)
+
+
+def test_a_conditional_student_is_exported_in_every_format(of_classes, conditional):
+    files = json.loads((of_classes / "parity.json").read_text())["files"]
+    assert [each["format"] for each in files] == ["onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors"]
+    for each in files:
+        assert each["fault"] is None
+        if each["format"] in ("onnx", "pt2", "safetensors"):
+            assert each["max_error"] < 1e-5, each
+            assert each["fd"] == pytest.approx(each["stock_fd"], rel=1e-3)
+        if each["format"] != "safetensors":
+            facts = provenance_of(of_classes / each["file"])
+            assert facts["inputs"] == ["noise", "labels"]
+            assert (facts["num_classes"], facts["classes"]) == (10, list(map(str, range(10))))
+    theirs = fewstep.sample(fewstep.load_student(conditional), 5, 1, 3, labels=[7])
+    for name in ("student-1step.onnx", "student-1step.pt2"):
+        sampler, _ = open_subject(str(of_classes / name), torch.device("cpu"))
+        made = Generated(sampler, 3, 5, 2, labels=[7]).images(0, 5)  # type: ignore[arg-type]
+        assert (made.int() - theirs.int()).abs().max() <= 1
+        assert (made == theirs).double().mean() > 0.99
+
+
+def test_images_of_other_labels_are_refused(conditional, tmp_path, monkeypatch, capsys):
+    """The parity gate gives both sides the same labels: a graph that mixes them up is noticed."""
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, noise, labels: forward(self, noise, labels=9 - labels))
+    assert main(["export", str(conditional), "--steps", "1", "-o", str(tmp_path / "export")]) == 2
+    assert "of its pixels are stock diffusers'" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
 
 
 def test_half_has_half_the_bytes_and_a_small_error(exported):
@@ -198,6 +228,16 @@ def test_steps_that_a_student_has_not_are_one_line(run, monkeypatch):
     monkeypatch.setattr(ConsistencyModel, "most_steps", property(lambda self: 3))
     with pytest.raises(UserError, match="this student makes 1 to 3 steps"):
         export(run, ("onnx",), (1, 4))
+
+
+@pytest.mark.slow
+def test_compiled_code_takes_labels(conditional, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "SECONDS", 0.02)
+    export(conditional, ("aoti",), (2,), out=tmp_path / "export")
+    (each,) = json.loads((tmp_path / "export" / "parity.json").read_text())["files"]
+    assert each["max_error"] < 1e-4
+    sampler, _ = open_subject(str(tmp_path / "export" / each["file"]), torch.device("cpu"))
+    assert (sampler.nfe, sampler.num_classes) == (2, 10)  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

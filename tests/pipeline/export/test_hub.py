@@ -79,6 +79,19 @@ def test_stock_diffusers_loads_it_and_its_weights_say_where_they_are_from(folder
     assert json.loads(metadata["fewstep"])["student_hash"] == model_hash(tiny_run / STUDENT)
 
 
+def test_the_card_of_a_conditional_student_gives_labels(of_classes):
+    folder = of_classes / "diffusers"
+    card = (folder / "README.md").read_text()
+    assert "It makes images of 10 classes, 0 to 9. Give `class_labels`" in card
+    assert "class-conditional" in yaml.safe_load(card.split("---")[1])["tags"]
+    lines = [line for line in card.splitlines() if line.startswith(("labels =", "images = pipeline("))]
+    assert len(lines) == 4  # the labels, and a call for each of 1, 2 and 4 steps
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    exec("\n".join(lines), names := {"pipeline": pipeline})
+    assert len(names["images"]) == 16
+
+
 def test_results_of_another_student_are_not_on_the_card(run):
     manifest = run / "eval" / "manifest.json"
     value = json.loads(manifest.read_text())

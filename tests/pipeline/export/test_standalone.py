@@ -33,9 +33,10 @@ def pictures(path):
     return np.asarray(Image.open(path)).reshape(3, 8, 3, 8).transpose(0, 2, 1, 3).reshape(9, 8, 8)
 
 
-def expect_images(path, run, steps, seed):
+def expect_images(path, run, steps, seed, labels=None):
     """Those of `fewstep sample`, but for a pixel that is rounded the other way."""
-    mine, theirs = pictures(path).astype(int), fewstep.sample(fewstep.load_student(run), 9, steps, seed).numpy()[:, 0]
+    mine = pictures(path).astype(int)
+    theirs = fewstep.sample(fewstep.load_student(run), 9, steps, seed, labels).numpy()[:, 0]
     assert np.abs(mine - theirs).max() <= 1
     assert (mine == theirs).mean() > 0.999
 
@@ -62,21 +63,50 @@ def test_python_makes_the_images_of_fewstep_at_once_without_torch(with_graphs, t
     assert min(seconds) < 1.5
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_c_plus_plus_makes_the_images_of_fewstep(with_graphs, tmp_path, steps):
+@pytest.mark.parametrize("labels", [None, [3, 7]])
+def test_python_makes_the_images_of_classes(conditional, tmp_path, labels):
+    folder, out = conditional / "export", tmp_path / "grid.png"
+    given = [] if labels is None else ["--labels", *map(str, labels)]
+    subprocess.run(
+        [sys.executable, folder / "sample.py", folder / "student-2step.onnx", "9", "3", out, *given], check=True
+    )
+    expect_images(out, conditional, 2, 3, labels)
+
+
+def test_classes_that_are_not_there_are_refused(conditional, with_graphs, sample):
+    session = onnxruntime.InferenceSession(conditional / "export" / "student-1step.onnx")
+    for labels in ([10], [3, -1]):
+        with pytest.raises(ValueError, match="this student has 10 classes, counted from 0"):
+            sample.generate(session, 2, 0, labels)
+    graph = with_graphs / "export" / "student-1step.onnx"
+    command = [sys.executable, with_graphs / "export" / "sample.py", graph, "--labels", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "labels [0]: this student has 0 classes" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def compiled(root, tmp_path):
+    """Runs sample.cpp, compiled here, with arguments."""
     place = Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime"))
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
     if not shutil.which("g++") or not (place / "onnxruntime_cxx_api.h").is_file() or library is None:
         pytest.skip(f"needs g++, libonnxruntime and its headers in {place} (set ONNXRUNTIME_INCLUDE)")
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (tmp_path / name).symlink_to(library)
-    source, program = with_graphs / "export" / "sample.cpp", tmp_path / "sample"
+    source, program = root / "pipeline/export/standalone/sample.cpp", tmp_path / "sample"
     command = ["g++", "-std=c++17", "-Wall", "-Werror", "-O1", source, "-I", place, "-o", program]
     subprocess.run([*command, f"-L{tmp_path}", "-lonnxruntime"], check=True)
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
-    graph = with_graphs / "export" / f"student-{steps}step.onnx"
-    made = subprocess.run([program, graph, "9", "3"], check=True, capture_output=True, env=environment)
-    (tmp_path / "grid.pgm").write_bytes(made.stdout)
-    expect_images(tmp_path / "grid.pgm", with_graphs, steps, 3)
-    failed = subprocess.run([program, "absent.onnx"], capture_output=True, text=True, env=environment)
-    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    return lambda *arguments: subprocess.run([program, *arguments], capture_output=True, env=environment)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_c_plus_plus_makes_the_images_of_fewstep(with_graphs, conditional, compiled, tmp_path, steps):
+    for run, labels in ((with_graphs, []), (conditional, []), (conditional, [3, 7])):
+        made = compiled(run / "export" / f"student-{steps}step.onnx", "9", "3", *map(str, labels))
+        (tmp_path / "grid.pgm").write_bytes(made.stdout)
+        expect_images(tmp_path / "grid.pgm", run, steps, 3, labels or None)
+    failed = compiled("absent.onnx")
+    assert (failed.returncode, failed.stderr.count(b"\n")) == (1, 1)
+    failed = compiled(conditional / "export" / f"student-{steps}step.onnx", "9", "3", "10")
+    assert (failed.returncode, b"this student has 10 classes" in failed.stderr) == (1, True)

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from small_conditional import CLASSES, conditional_student, saved, stock_images
 
 from fewstep.errors import UserError
 from fewstep.eval.images import Generated
 from fewstep.eval.noise import KeyedNoise
+from fewstep.pipeline.export.formats import write_onnx
 from fewstep.pipeline.sampling.onnx import OnnxSampler
 from fewstep.pipeline.sampling.subjects import open_subject
+from fewstep.students.graph import Generator
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -39,6 +42,40 @@ def test_images_are_the_graph_s_and_do_not_depend_on_the_batch(tmp_path):
     torch.testing.assert_close(sampler.sample(noise), torch.tanh(KeyedNoise((1, 8, 8), 1, 0, 5).draw() / 2))
     whole = Generated(sampler, 0, 9, 9).images(0, 9)
     assert torch.equal(Generated(sampler, 0, 9, 2).images(0, 9), whole)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_conditional_graph_takes_labels_at_every_batch(tmp_path, steps):
+    student = saved(tmp_path / "student")
+    write_onnx(Generator(student, steps), tmp_path / "x.onnx", {"steps": [steps], "num_classes": CLASSES})
+    sampler, _ = open_subject(str(tmp_path / "x.onnx"), torch.device("cpu"))
+    assert isinstance(sampler, OnnxSampler)
+    assert (sampler.num_classes, sampler.nfe, sampler.shape) == (CLASSES, steps, (1, 8, 8))
+    for labels in ([2], [1, 1], [0, 1, 2, 0, 2]):
+        images = sampler.sample(KeyedNoise((1, 8, 8), 3, 0, len(labels)), torch.tensor(labels))
+        stock = stock_images(tmp_path / "student", steps, 3, labels)
+        torch.testing.assert_close(images, stock, atol=1e-5, rtol=0)
+
+
+def test_labels_that_are_not_of_its_classes_are_one_line(tmp_path):
+    generator = Generator(conditional_student(), 1)
+    write_onnx(generator, tmp_path / "x.onnx", {"num_classes": CLASSES})
+    sampler = OnnxSampler("x.onnx", "x", tmp_path / "x.onnx")
+    for labels in ([0, CLASSES], [-1, 0], None):
+        given = None if labels is None else torch.tensor(labels)
+        with pytest.raises(UserError, match=r"x\.onnx: labels: .*this student is class-conditional: give 0 to 2"):
+            sampler.sample(KeyedNoise((1, 8, 8), 0, 0, 2), given)
+
+
+def test_labels_of_an_unknown_number_of_classes_are_refused(tmp_path):
+    path = tmp_path / "x.onnx"
+    write_onnx(Generator(conditional_student(), 1), path, {})
+    model = onnx.load(path)
+    for facts in ("{}", '{"num_classes": 0}', '{"num_classes": "3"}', '{"num_classes": 1000000000}', "[]", "{"):
+        model.metadata_props[0].value = facts
+        onnx.save(model, path)
+        with pytest.raises(UserError, match=r"x\.onnx: takes 'labels' and does not say of how many classes"):
+            OnnxSampler("x.onnx", "x", path)
 
 
 def test_its_identity_is_that_of_the_weights_beside_it_too(tmp_path):

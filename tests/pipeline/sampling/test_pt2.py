@@ -3,14 +3,18 @@
 import pytest
 import torch
 from exported_programs import Of, exported
+from small_conditional import CLASSES, conditional_student
 from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.errors import UserError
+from fewstep.eval.images import labels_for
 from fewstep.eval.noise import KeyedNoise
+from fewstep.pipeline.export.formats import write_program
 from fewstep.pipeline.sampling.pt2 import ProgramSampler
 from fewstep.pipeline.sampling.subjects import open_subject
+from fewstep.students.graph import Generator
 
 CPU = torch.device("cpu")
 
@@ -34,6 +38,27 @@ def test_images_are_the_module_s_at_every_batch(program, generator, batch):
     x = KeyedNoise((1, 8, 8), 3, 0, batch).draw()
     with torch.no_grad():
         torch.testing.assert_close(sampler.sample(KeyedNoise((1, 8, 8), 3, 0, batch)), generator(x))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_conditional_program_takes_labels_at_every_batch(tmp_path, steps):
+    graph = Generator(conditional_student(), steps)
+    write_program(graph, tmp_path / "x.pt2", {"steps": [steps], "num_classes": CLASSES})
+    sampler = ProgramSampler("x.pt2", "x", tmp_path / "x.pt2", CPU, trust=True)
+    assert (sampler.num_classes, sampler.nfe) == (CLASSES, steps)
+    for batch in (1, 2, 5, 64):
+        noise, labels = KeyedNoise((1, 8, 8), 3, 0, batch), labels_for(sampler, 1, 1 + batch)
+        images = sampler.sample(KeyedNoise((1, 8, 8), 3, 0, batch), labels)
+        expected = graph(*(noise.draw() for _ in range(steps)), labels=labels)
+        torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match=r"x\.pt2: labels: \[3\]: this student is class-conditional: give 0 to 2"):
+        sampler.sample(KeyedNoise((1, 8, 8), 3, 0, 1), torch.tensor([3]))
+
+
+def test_labels_of_an_unknown_number_of_classes_are_refused(tmp_path):
+    write_program(Generator(conditional_student(), 1), tmp_path / "x.pt2", {})
+    with pytest.raises(UserError, match=r"x\.pt2: takes 'labels' and does not say of how many classes"):
+        ProgramSampler("x.pt2", "x", tmp_path / "x.pt2", CPU, trust=True)
 
 
 def test_operations_are_counted(program, generator):

@@ -4,6 +4,7 @@ import json
 import re
 
 from diffusers import ConsistencyModelPipeline
+from small_conditional import conditional_student
 
 import fewstep
 from fewstep.pipeline.config.reading import config_from_dict
@@ -35,3 +36,25 @@ def test_the_card_is_that_of_the_student_beside_it(tiny_run):
     pipeline = ConsistencyModelPipeline.from_pretrained(str(folder))
     pipeline(**eval(f"dict({call[1]})"), output_type="np")
     assert pipeline.scheduler.sigmas[:-1].tolist() == model.step_sigmas(4)
+
+
+def test_the_card_of_a_conditional_student_names_its_classes_and_labels_its_calls(tiny_run):
+    manifest = json.loads((tiny_run / "students" / "student" / "manifest.json").read_text())
+    config = config_from_dict(json.loads((tiny_run / "config.json").read_text()))
+
+    def card(names):
+        return model_card(config, config.trainings["student"], conditional_student(), manifest | {"classes": names})
+
+    assert "It makes images of 3 classes: 0 `cat`, 1 `fat\\ndog`, 2 `cow`. Give" in card(["cat", "fat\ndog", "cow"])
+    assert card(None) == card(["0", "1", "2"])
+    assert "It makes images of 3 classes, 0 to 2. Give `class_labels`" in card(None)
+    assert "- class-conditional\n---" in card(None)
+    assert "labels = [image % 3 for image in range(16)]\nimages = pipeline(batch_size=16, class_labels=labels" in card(
+        None
+    )
+    call = re.search(r"of four steps are those of `pipeline\((.*)\)`", card(None))
+    assert call is not None
+    pipeline = conditional_student().pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = eval(f"dict({call[1]})", {"labels": [image % 3 for image in range(16)]})
+    assert len(pipeline(**arguments, output_type="np", return_dict=False)[0]) == 16
