@@ -92,7 +92,12 @@ class StudentConfig(Section):
     sigma_min: Positive = Field(default=0.002, description="smallest noise level of a consistency model")
     sigma_max: Positive = Field(default=80.0, description="largest noise level of a consistency model")
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
-    regression_kimg: float = Field(20.0, ge=0, description="length of regression onto a teacher that cannot be folded")
+    regression_kimg: float | None = Field(
+        None,
+        ge=0,
+        description="length of regression onto a teacher that cannot be folded; null: 20, and none for cmt, which "
+        "learns the teacher's map from its trajectories",
+    )
     search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
     quality_kimg: Positive | None = no_number(
         None, description="kimg between measurements of the averages; null: at the end, where there are several"

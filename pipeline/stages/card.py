@@ -23,7 +23,7 @@ tags:
 
 # {name}: a one-step generator
 
-A {kind} distilled from a DDPM teacher with fewstep {version} ({method}, {kimg:g} kimg at batch {batch}).
+A {kind} distilled from {teacher} with fewstep {version} ({method}, {kimg:g} kimg at batch {batch}).
 It makes {size} images in one or a few network evaluations.
 
 ```python
@@ -65,7 +65,7 @@ _WORDS = {4: "four", 8: "eight"}
 
 def model_card(config: Config, training: Training, model: Student, facts: dict[str, Any]) -> str:
     """The text of a student folder's README.md. `facts` is what the student stage's manifest keeps."""
-    settings = training.config
+    settings, guidance = training.config, config.teacher.guidance
     channels, height, width = model.space.shape
     tag, kind, steps, levels = _of_kind(model, facts)
     classes = model.space.num_classes
@@ -75,6 +75,7 @@ def model_card(config: Config, training: Training, model: Student, facts: dict[s
     return _CARD.format(
         name=config.name if training.name == "student" else f"{config.name}-{training.name}",
         version=__version__,
+        teacher="a diffusion teacher" + (f" under guidance {guidance:g}" if guidance != 1 else ""),
         method=settings.method.name,
         kimg=settings.train.kimg,
         batch=settings.train.batch_size,

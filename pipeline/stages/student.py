@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import read_json, sealed, sha256_file, sha256_json, unsealed, write_json
-from fewstep.pipeline.config.schema import Training
+from fewstep.pipeline.config.schema import StudentConfig, Training
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.card import model_card
@@ -147,28 +147,35 @@ def _convert(
     if facts is not None:
         return model, facts
     facts = {}
-    if not exact and config.regression_kimg > 0:
+    if not exact and _regression_kimg(config) > 0:
         model, trusted = _regress(run, training, model, teacher, identity)
-        facts["regression"] = {"kimg": config.regression_kimg, "teacher_trusted_between": trusted}
+        facts["regression"] = {"kimg": _regression_kimg(config), "teacher_trusted_between": trusted}
     facts["conversion_rmse"] = _conversion_error(run, training, model, teacher)
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(record, sealed({"config_hash": identity, "facts": facts}))
     return model, facts
 
 
+def _regression_kimg(config: StudentConfig) -> float:
+    """How long a student is regressed onto a teacher that cannot be folded."""
+    if config.regression_kimg is None:
+        return 0.0 if config.method.reads_trajectories else 20.0
+    return config.regression_kimg
+
+
 def _regress(
     run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned | Guided, identity: str
 ) -> tuple[ConsistencyModel, tuple[float, float] | None]:
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
-    config = training.config
+    config, kimg = training.config, _regression_kimg(training.config)
     images, condition = _images(run, teacher, 512)
     trusted = trusted_range(teacher, images, run.student_generator(training, "trusted"), condition)
     where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
-        f"{run.title(training.name)}: regressing onto the teacher for {config.regression_kimg:g} kimg, onto images "
+        f"{run.title(training.name)}: regressing onto the teacher for {kimg:g} kimg, onto images "
         f"where it denoises no better than a shrinkage does (it is better {where})"
     )
-    changes = {"kimg": config.regression_kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
+    changes = {"kimg": kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
     short = config.train.model_copy(update=changes)
     place, seed = f"students/{training.name}/regression", run.training_seed(training)
     job = run.training_job(place, f"{training.key}-regression", short, identity, seed)

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.errors import UserError
 from fewstep.pipeline.cli.main import main
@@ -114,3 +116,12 @@ def test_no_torch_is_imported(tmp_path):
         [sys.executable, "-c", code, "inspect", folder, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["route"] == "regress"
+
+
+def test_the_arithmetic_of_an_evaluation_is_what_torch_counts_but_for_the_products_of_attention(tmp_path):
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    folder = saved(tmp_path / "teacher", block_out_channels=(16, 32), layers_per_block=2, **blocks)
+    network = read_teacher(folder)[0].network
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, 8, 8), torch.zeros(1))
+    assert describe(folder)["gflop"] == pytest.approx(counter.get_total_flops() / 1e9, rel=0.05)
