@@ -169,12 +169,12 @@ def _of_classes(classes: RealClasses | None) -> dict[str, Any]:
     return {"classes": {"names": names, "neighbours": NEIGHBOURS, "real_agreement": real}}
 
 
-def _pictured(asked: Tensor | None, count: int) -> Tensor:
-    """Which images a grid of eight columns shows: the first 64, or of each of the first classes eight in a row."""
+def _by_class(asked: Tensor | None) -> Tensor | None:
+    """Eight images in a row of each of the first classes; None: nothing was asked, or there are fewer of one."""
     if asked is None:
-        return torch.arange(min(64, count))
+        return None
     rows = [(asked == number).nonzero().flatten()[:8] for number in range(min(int(asked.max()) + 1, MOST_ROWS))]
-    return torch.cat([row for row in rows if len(row) == 8] or [torch.arange(min(64, count))])
+    return torch.cat(rows) if all(len(row) == 8 for row in rows) else None
 
 
 def remove_others(folder: Path, subjects: Sequence[Subject]) -> None:
@@ -254,6 +254,9 @@ class _Run:
             with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
                 metrics = self._metrics(subject, seed, images, features)
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
+            if seed == 0:
+                asked = None if isinstance(subject, StoredImages) else labels_for(subject, 0, settings.images)
+                result["by_class"] = _by_class(asked) is not None
             write_json(self._path(subject), sealed(result))
             kid = f", KID {metrics['kid']:.5f}" if "kid" in metrics else ""
             self.say(f"{subject.label}, seed {seed}: FD {metrics['fd']:.3f}{kid}")
@@ -271,7 +274,9 @@ class _Run:
             if seed == 0 and subject is self.neighbours_of:
                 save_neighbours(self.folder, subject.name, images, neighbours, self.training)
         if seed == 0:
-            save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", images[_pictured(asked, len(images))])
+            picked = _by_class(asked)
+            shown = images[:64] if picked is None else images[picked]
+            save_grid(self.folder / "grids" / f"{slug(subject.name)}.png", shown)
         return metrics
 
     def timing(self) -> None:

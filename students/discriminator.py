@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from fewstep.errors import UserError
 from fewstep.teachers.interfaces import per_image
 from fewstep.teachers.preconditioned import Preconditioned
 
@@ -54,6 +55,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.student = student.clone().requires_grad_(False)
         assert isinstance(self.student.network, UNet2DModel)
+        if any(hasattr(block, "skip_conv") for block in self.student.network.down_blocks):
+            remedy = "cannot be true for a network with skip blocks (NCSN++): judge by pixels"
+            raise UserError("student.adversarial.features", True, remedy)
         channels = self.student.network.config["block_out_channels"]
         self.channels = (*channels, channels[-1])
 

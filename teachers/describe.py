@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from fewstep.errors import unreadable
-from fewstep.files import read_json, safetensors_header
-from fewstep.teachers.folder import ModelFolder, model_folder, own_scaling
+from fewstep.files import safetensors_header
+from fewstep.teachers.folder import ModelFolder, model_folder, own_scaling, text_to_image
 
 FAMILIES = {"edm": "EDM", "ve": "VE", "flow_matching": "flow matching"}
 """Of scalings that are no DDPM's, for people."""
@@ -21,10 +21,10 @@ FOLDED = ("v_prediction", "edm")
 """Scalings under which a student computes what its teacher does, but for the time embedding."""
 REGRESSED = ("epsilon", "sample", "flow_matching", "ve")
 """Scalings from which a student starts with the teacher's weights and is regressed onto its denoiser."""
+LONGEST_SIDE = 4096  # pixels
 PICKLED = "its weights are a pickle, which can run code: make safetensors of it with fewstep convert"
 COST = "trajectories.number * trajectories.steps evaluations once, and 3 an image of the student's training (cmt)"
 _PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_TEXT = ("StableDiffusion", "Flux", "PixArt", "Kandinsky", "IFPipeline", "TextToImage", "LatentConsistency")
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     model = model_folder(folder)
     pipeline, noise = model.index.get("_class_name"), model.noise
-    network = model.network / "config.json"
-    unet = read_json(network, {}) if network.is_file() else {}
+    unet = model.unet
     found: dict[str, Any] = {"source": str(folder), "family": None, "pipeline": pipeline}
     found |= {"network": unet.get("_class_name")}
     found |= {"prediction": None, "schedule": None, "sigma_min": None, "sigma_max": None}
@@ -55,11 +54,11 @@ def describe(folder: Path) -> dict[str, Any]:
     sides = unet.get("sample_size")
     size = [sides, sides] if isinstance(sides, int) else sides
     channels, made, rows = unet.get("in_channels"), unet.get("out_channels"), unet.get("num_class_embeds")
-    null = bool(rows and model.own.get("null_class"))
+    null, counted = bool(model.null_class and rows), isinstance(rows, int) and not isinstance(rows, bool)
     found |= {
         **_weights(model, unet),
         "shape": [channels, *size] if isinstance(size, list) and channels else None,
-        "num_classes": rows - null if rows else None,
+        "num_classes": rows - null if rows and counted else None,
         "null_class": null,
         "learned_variance": bool(channels and made == 2 * channels),
         "time_embedding": unet.get("time_embedding_type", "positional") if unet else None,
@@ -79,12 +78,17 @@ def refusal(unet: Mapping[str, Any], prediction: str | None) -> str | None:
         return f"its network is {unet.get('_class_name') or 'no UNet'}, not UNet2DModel"
     if prediction == "consistency":
         return "it is a student already: measure it, or export it"
+    if prediction is None:
+        return "it has no scheduler's configuration, which says what its network predicts"
     if prediction not in (*FOLDED, *REGRESSED):
         return f"no student can be made of {prediction}; of these it can: {', '.join((*FOLDED, *REGRESSED))}"
     if unet.get("class_embed_type") is not None:
         return (
             f"its classes are embedded as {unet['class_embed_type']}; only a table of them (num_class_embeds) is read"
         )
+    rows = unet.get("num_class_embeds")
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        return f"its number of classes is {rows!r}"
     times = unet.get("time_embedding_type", "positional")
     if times != "positional" and (times != "fourier" or prediction != "ve"):
         return f"its time embedding is {times}; positional is needed, or fourier in a network of the VE family"
@@ -92,16 +96,9 @@ def refusal(unet: Mapping[str, Any], prediction: str | None) -> str | None:
         return "it needs as many output channels as input channels, or twice as many with a learned variance"
     if unet.get("center_input_sample") and prediction != "ve":
         return "it centres its input (center_input_sample), which is known of the VE family alone"
-    if not isinstance(size, int) and (not isinstance(size, list | tuple) or len({*size}) != 1):
-        return "a student makes square images (sample_size a number, or the same one twice)"
-    return None
-
-
-def text_to_image(index: Mapping[str, Any]) -> str | None:
-    """Why a pipeline that makes images of text cannot be distilled, by its model_index.json; None: it is none."""
-    name = str(index.get("_class_name"))
-    if "text_encoder" in index or "tokenizer" in index or name.startswith(_TEXT):
-        return f"{name} makes images of text, which is not supported yet"
+    sides = [size] if isinstance(size, int) else size if isinstance(size, list | tuple) else []
+    if not all(isinstance(side, int) and 1 <= side <= LONGEST_SIDE for side in sides) or len({*sides}) != 1:
+        return f"a student makes square images of up to {LONGEST_SIDE:,} pixels a side (sample_size)"
     return None
 
 
@@ -163,7 +160,8 @@ def _products(name: str, shape: Sequence[int], unet: Mapping[str, Any]) -> float
 
     The products of queries and keys are left out: they have no weights.
     """
-    size, levels = unet.get("sample_size"), len(unet.get("block_out_channels") or ())
+    size, blocks = unet.get("sample_size"), unet.get("block_out_channels")
+    levels = len(blocks) if isinstance(blocks, list) else 1
     side = size if isinstance(size, int) else size[0] if isinstance(size, list) and size else None
     if len(shape) < 2 or not isinstance(side, int) or name.startswith(("time_", "class_")) or "time_emb_proj" in name:
         return 0.0

@@ -7,9 +7,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError, unreadable
-from fewstep.files import read_json, write_json
-from fewstep.teachers.describe import text_to_image
-from fewstep.teachers.folder import OWN, ModelFolder, fetched, model_folder, own_scaling
+from fewstep.files import write_json
+from fewstep.teachers.folder import OWN, ModelFolder, fetched, model_folder, own_scaling, text_to_image
 from fewstep.teachers.interfaces import Space
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import SCALINGS, VE, Discrete, Scaling, scaling_from_json, scaling_to_json
@@ -66,9 +65,7 @@ def read_teacher(
     _check(model)
     own = own_scaling(model)
     unet = load_unet(model, "teacher")
-    null = model.own.get("null_class", null_class)
-    if not isinstance(null, bool):
-        raise UserError(f"{model.path / OWN}: null_class", null, "must be true or false")
+    null = null_class if model.null_class is None else model.null_class
     if null and (unet.config["num_class_embeds"] or 0) < 2:
         raise UserError("teacher.null_class", True, f"{path} has no classes of which one could mean none")
     if own is not None:
@@ -115,8 +112,6 @@ def _of_network(unet: UNet2DModel, *, null_class: bool) -> dict[str, Any]:
 def _own_scaled(
     unet: UNet2DModel, value: dict[str, Any], low: float, high: float, path: Path, *, null_class: bool
 ) -> Preconditioned:
-    if not 0 < low < high:
-        raise UserError(path, (low, high), "must be 0 < sigma_min < sigma_max")
     scaling = scaling_from_json(value, path)
     if unet.config["center_input_sample"] and isinstance(scaling, VE) and scaling.unit == 0.5:
         unet.register_to_config(center_input_sample=False)  # 2y - 1 of its y = (x + 1)/2 is the x that it is given
@@ -128,7 +123,7 @@ def _check(model: ModelFolder) -> None:
     if (why := text_to_image(model.index)) is not None:
         raise UserError(model.path, None, why)
     named = model.index.get("unet")
-    kind = read_json(model.network / "config.json", {}).get("_class_name", "UNet2DModel")
+    kind = model.unet.get("_class_name", "UNet2DModel")
     if (model.index and (not isinstance(named, list) or named[-1:] != ["UNet2DModel"])) or kind != "UNet2DModel":
         raise UserError(model.path, None, "holds no UNet2DModel, which a teacher's network is")
     if not model.weights:

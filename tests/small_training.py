@@ -87,6 +87,7 @@ class Training:
             labels=None,
             horizontal_flip=True,
             config=CONFIG.model_copy(update=changes),
+            slices=changes.get("slices", 1),
             seed=11,
             config_hash="c0ffee",
             checkpoints=folder / "checkpoints",

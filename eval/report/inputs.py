@@ -104,7 +104,8 @@ def _cost(manifest: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, 
     """
     cost, trajectories = manifest.get("cost") or {}, 0
     if (made := _trajectories(manifest)) is not None:
-        trajectories = made["number"] * made["steps"]
+        guided = 2 if "teacher.guidance" in manifest["inputs"]["weights"] else 1
+        trajectories = made["number"] * made["steps"] * guided
     each = cost.get("forward_equivalents")
     measured = [key.removeprefix("kid_") for record in log for key in record if key.startswith("kid_")]
     return {

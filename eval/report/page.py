@@ -129,8 +129,15 @@ def _pictures(run: RunFiles, results: Results) -> dict[str, Any]:
         return [(sampler, cut(run.grids[sampler["name"]], side)) for sampler in samplers]
 
     others = of([sampler for sampler in there if sampler not in shown], grid)
-    cut = strip_of_classes if results["benchmark"].get("classes") else strip
-    return {"strips": of(shown, cut), "grids": of(shown, grid), "others": others, "real": grid(run.real, side)}
+    by_class = bool(shown) and all(sampler.get("by_class") for sampler in shown)
+    strips = of(shown, strip_of_classes if by_class else strip)
+    return {
+        "by_class": by_class,
+        "strips": strips,
+        "grids": of(shown, grid),
+        "others": others,
+        "real": grid(run.real, side),
+    }
 
 
 def _neighbours(run: RunFiles) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def inspect(argv: Sequence[str]) -> None:
         raise UserError("--data", None, "is needed with --out and --data.KEY: the images to measure a model on")
     if given.data is not None and path.is_file():
         raise UserError("--data", given.data, f"is for a model's folder, and {given.model} is a file: leave it out")
+    if given.revision is not None and path.exists():
+        raise UserError("--revision", given.revision, f"is of a hub id, and {given.model} is here: leave it out")
     if given.out is not None:
         check_parent(given.out)
     if path.is_file():

@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"fewstep: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of several processes of one run the first speaks alone
+        print(f"fewstep: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 

@@ -213,7 +213,7 @@ def _over(low: Any, high: Any) -> Any:  # noqa: ANN401 - nested values
         before, tag = low.get(key), {"method": "name", "teacher": "source"}.get(key)
         tags = [each.get(tag, "train") for each in (before, value) if isinstance(each, dict)]
         if tag and len(tags) == 2 and tag in value and tags[0] != tags[1]:
-            before = {}
+            before = {name: each for name, each in (before or {}).items() if name == "guidance"}
             found = {name: each for name, each in found.items() if name not in _FINISHES or name in high}
         found[key] = _over(before, value)
     return found

@@ -23,9 +23,12 @@ from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
 from fewstep.students.methods.dmd import DMD
+from fewstep.students.methods.lcm import LCM
 from fewstep.students.methods.matching import Matching
 from fewstep.students.methods.tcm import TCM
 
+LEVELS = 1000
+"""Steps of DDPM and DDIM in a teacher without a schedule: see `fewstep.teachers.solvers.levels`."""
 DIGITS_SHAPE = (1, 8, 8)
 
 
@@ -177,18 +180,35 @@ class Config(Section):
                 raise UserError("eval.samplers", name, remedy)
         distinct("eval.samplers", [str(name) for name in self.samplers])
         if isinstance(self.teacher, TrainedTeacher):
-            self.check_steps(self.teacher.num_train_timesteps)
+            self.check_steps(self.teacher.num_train_timesteps if self.teacher.has_schedule else LEVELS)
             if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
             for each in self._all_trainings():
-                if self.teacher.prediction == "epsilon" and each.config.method.student == "ddim":
-                    remedy = f"must be v_prediction or sample for {each.key}.method = {each.config.method.name}"
-                    raise UserError("teacher.prediction", "epsilon", remedy)
+                self._check_trained(self.teacher, each)
+        for each in self._all_trainings():
+            follows = each.config.method.follows_teacher or each.config.matching is not None
+            if self.teacher.guidance != 1 and not follows:
+                remedy = (
+                    f"does not reach a student of {each.key}.method = {each.config.method.name}, which learns of the "
+                )
+                raise UserError("teacher.guidance", self.teacher.guidance, f"{remedy}data alone: choose another, or 1")
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))
         return self
+
+    def _check_trained(self, teacher: TrainedTeacher, training: Training) -> None:
+        """UserError for a method that takes no student from a teacher of its kind."""
+        method = training.config.method
+        called = f"for {training.key}.method = {method.name}"
+        if method.student == "ddim" and teacher.prediction not in ("v_prediction", "sample"):
+            raise UserError("teacher.prediction", teacher.prediction, f"must be v_prediction or sample {called}")
+        if method.student == "ddim" and teacher.class_conditional:
+            remedy = f"cannot be true {called}: the stock DDIMPipeline of its students takes no classes"
+            raise UserError("teacher.class_conditional", True, remedy)
+        if isinstance(method, LCM) and not teacher.has_schedule:
+            raise UserError("teacher.prediction", teacher.prediction, f"has no timesteps, which it must {called}")
 
     def _all_trainings(self) -> list[Training]:
         return [

@@ -61,6 +61,11 @@ class TrainedTeacher(Section):
     network: NetworkConfig
     train: TrainConfig
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether it is a DDPM, with timesteps."""
+        return self.prediction in ("v_prediction", "epsilon", "sample")
+
     @model_validator(mode="after")
     def _check(self) -> "TrainedTeacher":
         if self.guidance != 1 and not (self.class_conditional and self.label_dropout):

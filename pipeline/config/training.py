@@ -14,7 +14,10 @@ class TrainConfig(Section):
 
     kimg: Positive = Field(description="length in thousands of images")
     batch_size: Count = Field(description="images per optimizer step, over all processes")
-    slices: Count = Field(1, description="fixed parts of the batch, each with its own randomness; divides batch_size")
+    slices: Count | None = Field(
+        None,
+        description="parts of the batch, each with its own randomness; divides batch_size; null: one for each process",
+    )
     learning_rate: Positive = Field(description="peak learning rate")
     warmup_kimg: float = Field(
         ge=0, description="linear warm-up of the learning rate in kimg, at most a tenth of the training"
@@ -51,6 +54,6 @@ class TrainConfig(Section):
         if self.kimg * 1000 < self.batch_size:
             remedy = f"is less than one batch of {self.batch_size} images; give at least {self.batch_size / 1000}"
             raise UserError("kimg", self.kimg, remedy)
-        if self.batch_size % self.slices:
+        if self.slices is not None and self.batch_size % self.slices:
             raise UserError("slices", self.slices, f"must divide {{here}}batch_size = {self.batch_size}")
         return self

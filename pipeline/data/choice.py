@@ -4,12 +4,14 @@ Choices (noise levels) are made on at most 2,000 images of `data.choice_split`. 
 images is set aside for them, at most 2,000; they are trained on all the same.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import DataConfig
-from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.data.load import ImageData, load_data
 
 MOST, SHARE, SEED = 2000, 5, 97  # the seed is of this permutation alone, whatever the run's seed is
 
@@ -32,24 +34,37 @@ def choice_images(config: DataConfig, training: Tensor) -> Tensor:
 
 def reference_images(config: DataConfig, training: Tensor) -> tuple[Tensor, str]:
     """Images that quality is measured against, uint8 [M, C, H, W], and what they are called in their provenance."""
-    images, _, name = labelled_reference(config, training, None)
+    images, _, name = labelled_reference(config, training, None, None)
     return images, name
 
 
 def labelled_reference(
-    config: DataConfig, training: Tensor, labels: Tensor | None
+    config: DataConfig, training: Tensor, labels: Tensor | None, names: Sequence[str] | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    """`reference_images` with their labels [M] between the two, None where there are none; `labels` of `training`."""
+    """`reference_images` with their labels [M] between the two, None where there are none.
+
+    labels, names: of `training`, by whose names the labels of another split are numbered too.
+    """
     split = config.reference_split or config.split
     if split != config.split:
         data = load_data(config, split)
-        return data.images, data.labels, split
+        return data.images, _renumbered(data, names), split
     if config.choice_split is not None:
         return training, labels, split
     kept = torch.ones(len(training), dtype=torch.bool)
     kept[_set_aside(training)] = False
     name = f"{split}, without the {int((~kept).sum()):,} images that choices are made on"
     return training[kept], None if labels is None else labels[kept], name
+
+
+def _renumbered(data: ImageData, names: Sequence[str] | None) -> Tensor | None:
+    """Labels [M] of a split as `names` number the classes; None: it has none, or classes that these do not name."""
+    if data.labels is None or data.class_names is None or names is None:
+        return data.labels
+    numbers = {name: number for number, name in enumerate(names)}
+    if not {*data.class_names} <= {*numbers}:
+        return None
+    return torch.tensor([numbers[name] for name in data.class_names])[data.labels]
 
 
 def _set_aside(training: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ The command's help lists the forms. A teacher's folder is a DDPMPipeline's, or o
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from fewstep.pipeline.sampling.pt2 import open_program
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.students.load import is_student, load_student
-from fewstep.teachers.folder import OWN
+from fewstep.teachers.folder import OWN, model_folder
+from fewstep.teachers.guided import Guided
 from fewstep.teachers.load import load_teacher
 from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
 
 FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_TEACHERS = ("DDPMPipeline", "DDIMPipeline", "ScoreSdeVePipeline")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -47,7 +49,7 @@ def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tup
     if not at or Path(text).expanduser().exists():
         place, spec = text, None
     path = Path(place).expanduser()
-    is_model = any((path / name).is_file() for name in ("model_index.json", OWN))
+    is_model = any((path / name).is_file() for name in ("model_index.json", OWN, "unet/config.json")) or _is_flat(path)
     if (path.is_dir() and not is_model) or (path.is_file() and path.suffix in (".npz", ".onnx", ".pt2")):
         if student := next(path.glob("students/[!.]*/model_index.json"), None):
             remedy = f"is a run: give {path}/teacher@ddim:50, {student.parent}@1 or others of its models"
@@ -74,7 +76,26 @@ def open_subject(text: str, device: torch.device, *, trust: bool = False) -> tup
         solvers = ", ".join(SCHEDULERS)
         raise UserError(text, spec, f"what follows @ must be STEPS or SOLVER:STEPS (SOLVER: {solvers})")
     solver, steps = (name.solver, name.steps) if name else (None, None)
-    return _sampler(text, path, solver, steps, device), lambda: sha256_json([folder_hash(path), solver, steps])
+    guided = [] if (guidance := _run_guidance(path)) == 1 else [guidance]
+    sampler = _sampler(text, path, solver, steps, device)
+    return sampler, lambda: sha256_json([folder_hash(path), solver, steps, *guided])
+
+
+def _run_guidance(path: Path) -> float:
+    """The guidance under which a run follows the teacher in its folder; 1, none, of a folder that is no run's."""
+    if path.name != "teacher" or not (path.parent / "config.json").is_file():
+        return 1.0
+    return float(read_json(path.parent / "config.json", {}).get("teacher", {}).get("guidance", 1.0))
+
+
+def _has_classes(config: Mapping[str, Any]) -> bool:
+    return config.get("num_class_embeds") is not None
+
+
+def _is_flat(path: Path) -> bool:
+    """Whether a folder is that of a network alone, with its configuration at the root; a run has one of its own."""
+    config = path / "config.json"
+    return config.is_file() and not (path / "teacher").is_dir() and "_class_name" in read_json(config, {})
 
 
 def _label(path: Path) -> str:
@@ -99,19 +120,23 @@ def _sampler(
 ) -> ModelSampler | PipelineSampler:
     """A folder's model under our own samplers where it is a run's teacher or student, else as its users call it."""
     label, stock = _label(path), (path / "model_index.json").is_file()
-    kind = read_json(path / "model_index.json", {}).get("_class_name") if stock else "DDPMPipeline"
-    network = path / "unet" / "config.json"
-    config = read_json(network, {}) if network.exists() else {}
+    model = model_folder(path)
+    kind = model.index.get("_class_name") if stock else "DDPMPipeline"
+    config = model.unet
     ours: ModelSampler | None = None
     if not stock and solver not in SOLVERS:
-        raise UserError(text, None, f"has a scaling of its own: name a solver, @SOLVER:N ({', '.join(SOLVERS)})")
+        raise UserError(text, None, f"has no pipeline of its own: name a solver, @SOLVER:N ({', '.join(SOLVERS)})")
     if config.get("_class_name") != "UNet2DModel":
         pass
-    elif kind == "DDPMPipeline" and solver in SOLVERS and steps:
+    elif kind in _TEACHERS and solver in SOLVERS and steps and (kind == "DDPMPipeline" or _has_classes(config)):
         teacher = load_teacher(path, device)
         if steps > len(levels(teacher.space)):
             raise UserError(text, steps, "are more steps than its schedule has")
-        ours = teacher_sampler(teacher, solver, steps)
+        guidance = _run_guidance(path)
+        ours = teacher_sampler(teacher if guidance == 1 else Guided(teacher, guidance), solver, steps)
+    elif kind in _TEACHERS and _has_classes(config):
+        remedy = f"has classes, which {kind} takes none of: name a solver, @SOLVER:N ({', '.join(SOLVERS)})"
+        raise UserError(text, None, remedy)
     elif solver is None and stock and is_student(path):
         ours = student_sampler(load_student(path, device), steps or 1)
     if ours is not None:

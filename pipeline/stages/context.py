@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
@@ -14,14 +14,10 @@ from fewstep.files import read_json
 from fewstep.pipeline.config.schema import Config, Training
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.load import ImageData, load_data
+from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.loop import TrainingJob
 from fewstep.pipeline.training.randomness import key, keyed_generator
 from fewstep.progress import say
-
-
-def the_device(*, cpu: bool = False) -> torch.device:
-    """The accelerator there is, by accelerate's choice, or the CPU."""
-    return torch.device(PartialState(cpu=cpu).device or "cpu")
 
 
 class RunContext:
@@ -29,7 +25,7 @@ class RunContext:
 
     def __init__(self, config: Config, folder: Path | None = None) -> None:
         self.config, self.folder = config, folder or config.folder
-        self.device = the_device(cpu=config.device == "cpu")
+        self.device = processes.join(cpu=config.device == "cpu")
 
     @cached_property
     def data(self) -> ImageData:
@@ -88,12 +84,18 @@ class RunContext:
         `title` is the dotted key of the section, on which the training's randomness depends, and on `seed`; None: the
         run's.
         """
+        if (slices := config.slices) is None:
+            slices = processes.number()
+            if config.batch_size % slices:
+                remedy = f"cannot be shared by {slices} processes: give a multiple of it"
+                raise UserError(f"{title}.train.batch_size", config.batch_size, remedy)
         return TrainingJob(
             title=title,
             images=self.data.images,
             labels=self.data.labels,
             horizontal_flip=self.config.data.horizontal_flip,
             config=config,
+            slices=slices,
             seed=self.config.seed if seed is None else seed,
             config_hash=config_hash,
             checkpoints=self.folder / "checkpoints" / stage,

@@ -7,10 +7,7 @@ from fewstep.files import MOST_JSON, read_bounded, read_json, staged_folder, wri
 from fewstep.pipeline.stages.unpickle import unpickle
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.teachers.folder import ModelFolder, fetched, model_folder
-
-WEIGHTS = "diffusion_pytorch_model"
-"""The stem of a network's file of weights."""
+from fewstep.teachers.folder import WEIGHTS, ModelFolder, fetched, model_folder
 
 
 def convert(model: str, out: Path, revision: str | None = None) -> Path:
@@ -42,7 +39,7 @@ def _folder(model: str, revision: str | None) -> Path:
     if path.is_file():
         raise UserError("MODEL", model, "is a file: give the folder of its model, which has the configuration too")
     if not path.is_dir():
-        return fetched(model, revision, weights="*.bin")
+        return fetched(model, revision, weights="bin")
     if revision is not None:
         raise UserError("--revision", revision, f"is of a hub id, and {model} is a folder: leave it out")
     return path

@@ -99,7 +99,7 @@ def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tens
     data, file = run.config.data, run.config.eval.reference
     if file is not None:
         return read_reference(file.expanduser(), extractor), None, run.data.images
-    images, labels, split = labelled_reference(data, run.data.images, run.data.labels)
+    images, labels, split = labelled_reference(data, run.data.images, run.data.labels, run.data.class_names)
     say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
     return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), labels, images
 

@@ -16,7 +16,6 @@ from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.schema import DataConfig, TrajectoryConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.models import prepare_to_sample, teacher_sampler
-from fewstep.pipeline.stages.context import the_device
 from fewstep.pipeline.stages.denoising import (
     BATCH,
     EQUAL,
@@ -28,6 +27,7 @@ from fewstep.pipeline.stages.denoising import (
     likely_other,
     verdict,
 )
+from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.teachers.folder import model_folder
 from fewstep.teachers.interfaces import Condition, Denoiser, per_image, randn
@@ -62,7 +62,7 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
     if model_folder(folder).index.get("_class_name") == "ConsistencyModelPipeline":
         raise UserError(folder, None, "is a student, whose output at a noise level is no denoiser's: leave out --data")
     with raising_signals():
-        device = the_device()
+        device = join()
         model = load_teacher(folder, device)
         prepare_to_sample(model)
         images, labels, filters = _prepared(folder, model, config)

@@ -11,11 +11,12 @@ from fewstep.files import write_bytes
 from fewstep.pipeline.config.reading import kept_config
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.models import student_sampler, teacher_sampler
-from fewstep.pipeline.stages.context import the_device
+from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.stages.teacher import teacher_of
+from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 from fewstep.students.load import load_student, student_folder
-from fewstep.teachers.load import load_teacher
 
 BATCH = 64
 
@@ -28,10 +29,10 @@ def write_rating_page(run: Path, student: str | None, *, pairs: int, steps: int,
     images than pairs.
     """
     config = kept_config(run)
-    device = the_device()
+    device = join()
     with raising_signals():
         few = student_sampler(load_student(student_folder(run, student), device), steps)
-        teacher = teacher_sampler(load_teacher(run / "teacher", device), "heun", 18)
+        teacher = teacher_sampler(teacher_of(RunContext(config, run)), "heun", 18)
         real = load_data(config.data, config.data.reference_split or config.data.split).images
         if len(real) < pairs:
             raise UserError("--pairs", pairs, f"there are only {len(real)} real images")

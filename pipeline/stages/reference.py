@@ -8,8 +8,8 @@ from fewstep.eval.quality.references import load_reference, write_features
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import reference_images
 from fewstep.pipeline.data.load import load_data
-from fewstep.pipeline.stages.context import the_device
 from fewstep.pipeline.stages.evaluate import dataset_name
+from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
@@ -28,7 +28,7 @@ def make_reference(
         if without_choices:
             images, split = reference_images(data, images)
         check_extractor(extractor_name, weights, tuple(images.shape[1:]))
-        extractor = load_extractor(extractor_name, weights, the_device())
+        extractor = load_extractor(extractor_name, weights, join())
         say(f"reference: features of {len(images):,} images ({extractor_name})")
         provenance = {"dataset": dataset_name(data.source), "split": split}
         reference = load_reference(images, provenance, extractor)

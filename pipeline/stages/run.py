@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
-from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
+from fewstep.files import read_json, remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
 from fewstep.pipeline.config.schema import Config, StudentConfig
 from fewstep.pipeline.config.teacher import LoadedTeacher
@@ -31,11 +31,13 @@ from fewstep.pipeline.stages.manifest import (
 from fewstep.pipeline.stages.student import make_student
 from fewstep.pipeline.stages.teacher import loaded_inputs, make_teacher
 from fewstep.pipeline.stages.trajectories import make_trajectories
+from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
-Build = Callable[[Path, dict[str, Any] | None], dict[str, Any] | None]
+Build = Callable[[Path | None, dict[str, Any] | None], dict[str, Any] | None]
+"""What fills a stage's folder; without one it trains beside the process that does."""
 STAGES = ("teacher", "student", "evaluate", "report")
 
 
@@ -50,10 +52,10 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     if not isinstance(config, Config):
         config = load_config(config)
     folder, clock = config.folder, time.monotonic()
-    with run_lock(folder), raising_signals():
-        sweep(folder)
-        job = Run(config)
-        job.check(until)
+    job = Run(config)
+    lock = run_lock(folder) if processes.leads() else nullcontext()
+    with processes.together([config.to_dict(), until], folder), lock, raising_signals():
+        processes.led(lambda: (sweep(folder), job.check(until)))
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
         say(f"finished in {time.monotonic() - clock:.0f} s")
@@ -120,7 +122,11 @@ class Run(RunContext):
             inputs, redone = loaded_inputs(self.config.teacher), "loaded again"
         else:
             numbers = self.config.teacher.numbers()
-            del numbers["guidance"]  # of its samplers and students
+            teacher = self.config.teacher
+            unread = {"guidance"}  # of its samplers and students
+            unread |= set() if teacher.class_conditional else {"class_conditional", "label_dropout"}
+            unread |= set() if teacher.has_schedule else {"schedule", "num_train_timesteps"}
+            numbers = {key: value for key, value in numbers.items() if key not in unread}
             inputs = {"teacher": numbers} | self._training_inputs()
             if self.config.teacher.class_conditional:
                 inputs |= {"labels": sha256_json(self.labels.tolist())}
@@ -136,6 +142,7 @@ class Run(RunContext):
             search = {f"{key}.search_images": numbers.pop("search_images")} | choices
             weights = {key: numbers} | self._teacher_hash() | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
+            weights |= self._labels()
             if config.method.reads_trajectories:
                 weights |= {"trajectories": self.config.trajectories.numbers()}
             search |= self._extractor()
@@ -155,6 +162,14 @@ class Run(RunContext):
                 partial(self._trajectories, config) if config.method.reads_trajectories else None,
             )
 
+    def _labels(self) -> dict[str, Any]:
+        """The labels of the data, and their names, where the teacher has classes."""
+        network = read_json(self.folder / "teacher" / "unet" / "config.json", {})
+        if network.get("num_class_embeds") is None:
+            return {}
+        names = sha256_json(self.data.class_names)
+        return {"labels": sha256_json(self.labels.tolist()), "class_names": names}
+
     def _teacher_hash(self) -> dict[str, Any]:
         """The teacher as students have it: its model, and the guidance where there is some."""
         guidance = self.config.teacher.guidance
@@ -167,8 +182,8 @@ class Run(RunContext):
         inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
         inputs |= {"seed": self.config.seed} | self._teacher_hash()
         own = sha256_json(inputs)
-        build: Build = lambda stage, _: make_trajectories(self, stage, own, ends)  # noqa: E731
-        self._stage("trajectories", "trajectories", inputs, build, own, "made again")
+        build: Build = lambda stage, _: stage and make_trajectories(self, stage, own, ends)  # noqa: E731
+        self._stage("trajectories", "trajectories", inputs, build, own, "made again", alone=True)
 
     def _extractor(self) -> dict[str, Any]:
         """The extractor, and which weights of it where a file is given."""
@@ -185,6 +200,7 @@ class Run(RunContext):
         shared = {"eval": settings} | self._extractor() | {"data": self.data_facts["sha256"]}
         keys = ("reference_split", "horizontal_flip", "choice_split")
         shared |= {f"data.{key}": getattr(self.config.data, key) for key in keys}
+        shared |= self._labels()
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
@@ -200,13 +216,14 @@ class Run(RunContext):
             name: sha256_json([shared if "@ddpm:" in name else others, name, model]) for name, model in models.items()
         }
 
-        def build(stage: Path, _: dict[str, Any] | None) -> dict[str, Any]:
+        def build(stage: Path | None, _: dict[str, Any] | None) -> dict[str, Any] | None:
             from fewstep.pipeline.stages.evaluate import evaluate
 
-            return evaluate(self, stage, identities)
+            return stage and evaluate(self, stage, identities)
 
         inputs = shared | {"samplers": models}
-        self._stage("eval", "eval", inputs, build, sha256_json(inputs), "measured again where a result depends on it")
+        redone = "measured again where a result depends on it"
+        self._stage("eval", "eval", inputs, build, sha256_json(inputs), redone, alone=True)
 
     def stale_results(self) -> str:
         """How eval/ differs from what configuration and models in the folder would give.
@@ -226,8 +243,11 @@ class Run(RunContext):
         """Write report/ from the files of the other stages."""
         from fewstep.eval.report.page import write_report
 
-        self.write_config()
-        write_report(self.folder, commands(self.folder))
+        def write() -> None:
+            self.write_config()
+            write_report(self.folder, commands(self.folder))
+
+        processes.led(write)
 
     def _stage(
         self,
@@ -239,38 +259,59 @@ class Run(RunContext):
         redone: str,
         partly: tuple[str, str] = ("no part", ""),
         first: Callable[[], None] | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """Make the stage in the folder `name` unless it is there, made from these inputs.
 
         `redone` says what is done where they have changed. `partly` does so where only inputs that begin with its
         first entry have: `build` then gets the manifest of what is there, otherwise None, after `first` has made
-        what it reads then. `identity`: of the checkpoints.
+        what it reads then. `identity`: of the checkpoints. Of several processes one decides and writes; in the others
+        `build` gets no folder, or is not called where the stage is made `alone`.
         """
+        folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
+        due, kept = processes.led(lambda: self._due(name, title, inputs, identity, redone, partly))
+        if due:
+            if first is not None and kept is None:
+                first()
+            set_seed(self.config.seed)
+
+            def make() -> None:
+                self.write_config()
+                facts = {
+                    "config_hash": sha256_json(self.config.to_dict()),
+                    "seed": self.config.seed,
+                    "environment": environment(self.device),
+                    "command": " ".join(["fewstep", *sys.argv[1:]]),
+                }
+                make_stage(folder, title, inputs, facts, lambda stage: build(stage, kept))
+
+            if alone:
+                processes.led(make)
+            else:
+                make() if processes.leads() else build(None, kept)
+                processes.led(lambda: None)  # the others wait until its files are there
+        if processes.leads():
+            with suppress(OSError):
+                remove(checkpoints)
+                (self.folder / "checkpoints" / "students").rmdir()  # when it is empty
+
+    def _due(
+        self, name: str, title: str, inputs: dict[str, Any], identity: str, redone: str, partly: tuple[str, str]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Whether a stage is to be made, and the manifest of what is kept of it: see `_stage`."""
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
         changed, kept = changed_inputs(folder, title, inputs), None
         if changed == {}:
             verify_outputs(folder)
             say(f"{title}: up to date")
-        else:
-            if changed:
-                manifest = read_manifest(folder)
-                if all(key.startswith(partly[0]) for key in changed):
-                    verify_outputs(folder)
-                    kept, redone = manifest, partly[1]
-                shown = [*list(changed.values())[:3], *[f"{len(changed) - 3} more"] * (len(changed) > 3)]
-                say(f"{title}: {', '.join(shown)}: {redone} (took {manifest.get('seconds', 0):.0f} s)")
-            latest_checkpoint(checkpoints, identity, lambda text: None)  # refuse before writing anything
-            if first is not None and kept is None:
-                first()
-            self.write_config()
-            facts = {
-                "config_hash": sha256_json(self.config.to_dict()),
-                "seed": self.config.seed,
-                "environment": environment(self.device),
-                "command": " ".join(["fewstep", *sys.argv[1:]]),
-            }
-            set_seed(self.config.seed)
-            make_stage(folder, title, inputs, facts, lambda stage: build(stage, kept))
-        with suppress(OSError):
-            remove(checkpoints)
-            (self.folder / "checkpoints" / "students").rmdir()  # when it is empty
+            return False, None
+        if changed:
+            manifest = read_manifest(folder)
+            if all(key.startswith(partly[0]) for key in changed):
+                verify_outputs(folder)
+                kept, redone = manifest, partly[1]
+            shown = [*list(changed.values())[:3], *[f"{len(changed) - 3} more"] * (len(changed) > 3)]
+            say(f"{title}: {', '.join(shown)}: {redone} (took {manifest.get('seconds', 0):.0f} s)")
+        latest_checkpoint(checkpoints, identity, lambda text: None)  # refuse before writing anything
+        return True, kept

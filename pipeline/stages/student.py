@@ -6,6 +6,7 @@ are there are kept.
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.pipeline.stages.card import model_card
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.teacher import teacher_of
+from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import list_checkpoints
 from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
@@ -35,20 +37,27 @@ from fewstep.teachers.interfaces import Condition, Denoiser
 from fewstep.teachers.load import read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
+CONVERSION = "conversion.json"
+
 
 def make_student(
-    run: RunContext, training: Training, stage: Path, inputs: dict[str, Any], kept: dict[str, Any] | None
+    run: RunContext, training: Training, stage: Path | None, inputs: dict[str, Any], kept: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Fill `stage` with the folder of a stock pipeline of the averaged weights and its model card.
 
     `kept`: the manifest of the student that is there, where its weights are to be kept and the levels searched again.
+    Without a `stage` it trains beside the process that has one.
     """
+    if stage is None and kept is not None:
+        return {}
     real = choice_images(run.config.data, run.data.images)
     if kept is None:
         average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
         average = load_student(run.folder / "students" / training.name, run.device)
         facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
+    if stage is None:
+        return {}
     facts |= _noise_levels(run, training, average, real)
     round_trip = save_student(average, stage)
     checked = ", ".join(str(steps) for steps in round_trip)
@@ -100,7 +109,10 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
     seed = run.training_seed(training)
     job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)
-    cost = vars(objective.cost) | {"forward_equivalents": objective.cost.forward_equivalents}
+    cost = objective.cost
+    if isinstance(teacher, Guided):  # two evaluations in one
+        cost = replace(cost, teacher=2 * cost.teacher)
+    cost = vars(cost) | {"forward_equivalents": cost.forward_equivalents}
     facts, quality = conversion | {"cost": cost}, None
     if config.quality_kimg is not None or len(config.train.halflives) > 1:
         from fewstep.pipeline.stages.quality import Quality  # seconds that other trainings do not wait
@@ -109,7 +121,7 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     accelerator = run.accelerated(config.train.precision)
     averages = train(objective, job, accelerator, quality, config.quality_kimg or math.inf)
     average = next(iter(averages.values()))
-    if quality is not None:
+    if quality is not None and processes.leads():
         average, facts["quality"] = quality.best(averages)
     assert isinstance(average, Student)
     assert sha256_file(weights) == before, "the teacher's weights changed on disk"
@@ -124,12 +136,7 @@ def _convert(
     Where training has begun the time embedding is not refitted again: the weights are those of the checkpoint.
     """
     config, checkpoints = training.config, run.folder / "checkpoints" / "students" / training.name
-    record = checkpoints / "conversion.json"
-    facts, steps = None, config.refit_steps
-    if list_checkpoints(checkpoints):
-        with suppress(UserError):  # missing or damaged: it is made again
-            kept = unsealed(read_json(record, {"config_hash": str, "facts": {"conversion_rmse": {str: float}}}))
-            facts = kept["facts"] if kept is not None and kept["config_hash"] == identity else None
+    facts, steps = processes.led(lambda: _kept_conversion(checkpoints, identity)), config.refit_steps
     if facts is None:
         say(
             f"{run.title(training.name)}: converting the {teacher.scaling.name} teacher, "
@@ -151,9 +158,22 @@ def _convert(
         model, trusted = _regress(run, training, model, teacher, identity)
         facts["regression"] = {"kimg": _regression_kimg(config), "teacher_trusted_between": trusted}
     facts["conversion_rmse"] = _conversion_error(run, training, model, teacher)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(record, sealed({"config_hash": identity, "facts": facts}))
+    if processes.leads():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(checkpoints / CONVERSION, sealed({"config_hash": identity, "facts": facts}))
     return model, facts
+
+
+def _kept_conversion(checkpoints: Path, identity: str) -> dict[str, Any] | None:
+    """What an earlier call found of the conversion, where its training has begun; missing or damaged: None."""
+    if not list_checkpoints(checkpoints):
+        return None
+    with suppress(UserError):
+        kept = unsealed(
+            read_json(checkpoints / CONVERSION, {"config_hash": str, "facts": {"conversion_rmse": {str: float}}})
+        )
+        return kept["facts"] if kept is not None and kept["config_hash"] == identity else None
+    return None
 
 
 def _regression_kimg(config: StudentConfig) -> float:

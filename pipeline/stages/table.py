@@ -16,9 +16,9 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.subjects import open_subject
-from fewstep.pipeline.stages.context import the_device
 from fewstep.pipeline.stages.evaluate import settings_of, training_features
 from fewstep.pipeline.stages.lock import run_lock
+from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
@@ -38,7 +38,7 @@ def compare_subjects(
     What an earlier call measured of the same subject under the same protocol is kept. UserError: a subject, the
     reference or the settings are wrong, or the subjects' images differ in shape.
     """
-    device = the_device()
+    device = join()
     with raising_signals():
         opened = [open_subject(text, device, trust=trust) for text in texts]
         subjects = [subject for subject, _ in opened]

@@ -44,17 +44,22 @@ def teacher_of(run: RunContext) -> Preconditioned | Guided:
     guidance = run.config.teacher.guidance
     if guidance == 1:
         return teacher
-    if not teacher.space.null_class:
-        remedy = "needs a teacher that can be asked for no class: one trained with label_dropout, or null_class"
-        raise UserError("teacher.guidance", guidance, remedy)
+    _check_guidance(teacher, guidance)
     return Guided(teacher, guidance)
 
 
-def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, Any]:
-    """Fill `stage` with the folder of a diffusers model of the averaged weights."""
+def _check_guidance(teacher: Preconditioned, guidance: float) -> None:
+    """UserError for guidance of a teacher that cannot be asked for no class."""
+    if guidance != 1 and not teacher.space.null_class:
+        remedy = "needs a teacher that can be asked for no class: one trained with label_dropout, or null_class"
+        raise UserError("teacher.guidance", guidance, remedy)
+
+
+def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[str, Any]:
+    """Fill `stage` with the folder of a diffusers model of the averaged weights; None: train beside who does."""
     config = run.config.teacher
     if isinstance(config, LoadedTeacher):
-        return _loaded(run, config, stage)
+        return {} if stage is None else _loaded(run, config, stage)
     shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
     network, dropout = config.network, config.label_dropout
     classes = run.num_classes if config.class_conditional else None
@@ -86,6 +91,8 @@ def make_teacher(run: RunContext, stage: Path, config_hash: str) -> dict[str, An
         objective = DenoisingObjective(model, dropout)
     job = run.training_job("teacher", "teacher", config.train, config_hash)
     (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
+    if stage is None:
+        return {}
     average = average.cpu().to(memory_format=torch.contiguous_format)
     if scheduler is not None:
         average = ddpm_model(cast(UNet2DModel, average), scheduler, null_class=null)
@@ -105,6 +112,7 @@ def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, An
     if (classes := teacher.space.num_classes) is not None and run.num_classes > classes:
         remedy = f"has {classes} classes and the data's labels go up to {run.num_classes - 1}"
         raise UserError("teacher.source", config.source, remedy)
+    _check_guidance(teacher, config.guidance)
     save_teacher(teacher, scheduler, stage)
     facts = {"source": config.source, "from_hub": not Path(config.source).expanduser().is_dir()}
     return facts | ({} if config.revision is None else {"revision": config.revision})

@@ -21,6 +21,7 @@ from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoin
 from fewstep.pipeline.training.ema import EMA
 from fewstep.pipeline.training.levels import BINS, sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
+from fewstep.pipeline.training.processes import training as together_in_steps
 from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
@@ -40,6 +41,8 @@ class TrainingJob:
     labels: Tensor | None
     horizontal_flip: bool
     config: TrainConfig
+    slices: int
+    """Parts of a batch, each with randomness of its own; a multiple of the number of processes."""
     seed: int
     config_hash: str
     checkpoints: Path
@@ -54,7 +57,7 @@ class TrainingJob:
     def batch(self, step: int, part: int, device: torch.device) -> Batch:
         """Slice `part` of the global batch of `step`, in [-1, 1]; mirrored by chance where configured."""
         indices = batch_indices(self.seed, len(self.images), self.config.batch_size, step)
-        indices = indices.chunk(self.config.slices)[part]
+        indices = indices.chunk(self.slices)[part]
         images = moved(self.images[indices], device).float() / 127.5 - 1
         if self.horizontal_flip:
             coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
@@ -88,9 +91,9 @@ def train(
     line after every `probe_kimg` and at the end.
     """
     config = job.config
-    if config.slices % accelerator.num_processes:
+    if job.slices % accelerator.num_processes:
         remedy = f"must be a multiple of the number of processes, {accelerator.num_processes}"
-        raise UserError(f"{job.title}.train.slices", config.slices, remedy)
+        raise UserError(f"{job.title}.train.slices", job.slices, remedy)
     objective.to(accelerator.device).train()
     emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
     averages = {name: ema.network for name, ema in emas.items()}
@@ -106,7 +109,7 @@ def train(
     optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
-        with deferred_signals() as pending:
+        with together_in_steps(), deferred_signals() as pending:
             skips = config.optimizer == "adamw"  # it alone can leave out an update by itself: see `_Training.step`
             late = skips and _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
             training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
@@ -198,7 +201,7 @@ class _Training:
     def step(self, progress: Progress) -> dict[str, Tensor]:
         """One optimizer step over this process's slices; returns what the objective logs."""
         job, accelerator = self.job, self.accelerator
-        per_process = job.config.slices // accelerator.num_processes
+        per_process = job.slices // accelerator.num_processes
         first = accelerator.process_index * per_process
         losses, totals = list[Tensor](), list[Tensor]()
         each: list[Tensor] = []

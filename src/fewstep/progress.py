@@ -1,5 +1,6 @@
 """What a long job tells the person watching: lines, and a progress bar where there is a terminal."""
 
+import os
 import time
 from types import TracebackType
 
@@ -8,7 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.errors import printable
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+"""Of several processes of one run the first speaks alone."""
 _PLAIN_EVERY = 15.0
 
 

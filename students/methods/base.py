@@ -17,6 +17,11 @@ class DistillationMethod(Section):
     """What it trains: a consistency model, whose noise levels are searched, or a model of DDIM steps, given ones."""
 
     @property
+    def follows_teacher(self) -> bool:
+        """Whether the student learns what the teacher does, beyond its starting weights: guidance reaches it then."""
+        return True
+
+    @property
     def lowest_level(self) -> float:
         """The noise level below which the student is not trained to the end; 0: none."""
         return 0.0

@@ -35,6 +35,11 @@ class CT(DistillationMethod):
             raise UserError("s0", self.s0, f"must be at most {{here}}s1 = {self.s1}")
         return self
 
+    @property
+    def follows_teacher(self) -> bool:
+        """See `DistillationMethod`."""
+        return False
+
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place; `teacher` is not evaluated."""
         from fewstep.students.bridges import data_bridge

@@ -36,6 +36,11 @@ class ECT(DistillationMethod):
             raise UserError("doublings", self.doublings, remedy)
         return self
 
+    @property
+    def follows_teacher(self) -> bool:
+        """See `DistillationMethod`."""
+        return False
+
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ConsistencyObjective":
         """The objective that trains `student` in place; `teacher` is not evaluated."""
         from fewstep.students.bridges import data_bridge

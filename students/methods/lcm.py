@@ -19,7 +19,7 @@ class LCM(DistillationMethod):
     Theirs are the grid (every k-th timestep of the teacher's schedule; one DDIM step, Euler in sigma, from each to the
     next), the Huber constant 0.001 (here over the whole image) and the target EMA. Not theirs: the consistency function
     is that of every student here, so that it saves as a stock ConsistencyModelPipeline, instead of c_skip and c_out in
-    timesteps; guidance is not distilled; and the grid ends in the student's sigma_min and sigma_max.
+    timesteps; guidance is one number (teacher.guidance); and the grid ends in the student's sigma_min and sigma_max.
     Of the teacher it reads its starting weights, D and the table of its schedule, which it must have. An image costs
     one student evaluation with its gradient, one of the target and one of the teacher.
     """

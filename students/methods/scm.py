@@ -23,6 +23,11 @@ class SCM(DistillationMethod):
     std: float = Field(default=1.4, gt=0, description="standard deviation of ln sigma")
     warmup: float = Field(default=0.2, ge=0, le=1, description="share of training over which the tangent comes in")
 
+    @property
+    def follows_teacher(self) -> bool:
+        """See `DistillationMethod`."""
+        return self.tangent == "teacher"
+
     def build(self, student: "ConsistencyModel", teacher: "Denoiser") -> "ContinuousObjective":
         """The objective that trains `student` in place.
 
@@ -32,10 +37,12 @@ class SCM(DistillationMethod):
 
         from fewstep.errors import UserError
         from fewstep.students.continuous import ContinuousObjective, derivatives, slow_time_embedding
+        from fewstep.teachers.interfaces import Condition
 
-        x = torch.zeros((1, *student.space.shape), device=student.device)
+        x, one = torch.zeros((1, *student.space.shape), device=student.device), torch.ones(1, device=student.device)
+        condition = Condition(labels=None if student.space.num_classes is None else torch.zeros_like(one).long())
         try:
-            derivatives(student, x, torch.ones(1, device=student.device), x)
+            derivatives(student, x, one, x, condition)
         except RuntimeError as error:
             reason, network = str(error).partition("\n")[0], type(student.network).__name__
             remedy = f"the teacher's network, {network}, has no forward derivative ({reason}): use another method"

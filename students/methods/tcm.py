@@ -28,6 +28,11 @@ class TCM(DistillationMethod):
     boundary: float = Field(default=1.0, gt=0, description="lowest noise level of the second stage")
 
     @property
+    def follows_teacher(self) -> bool:
+        """See `DistillationMethod`."""
+        return False
+
+    @property
     def lowest_level(self) -> float:
         """See `DistillationMethod`: the boundary."""
         return self.boundary

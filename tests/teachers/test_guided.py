@@ -17,13 +17,7 @@ from fewstep.teachers.objective import DDPMObjective, DenoisingObjective, withou
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import EDM
 
-SHAPE: dict[str, Any] = {
-    "channels": (16,),
-    "layers_per_block": 1,
-    "attention": (False,),
-    "norm_groups": 8,
-    "dropout": 0.0,
-}
+SHAPE: dict[str, Any] = {"channels": (16,), "layers_per_block": 1, "attention": (False,), "norm_groups": 8}
 LABELS = torch.tensor([0, 1, 2, 2])
 
 

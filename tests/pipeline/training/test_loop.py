@@ -108,7 +108,7 @@ def test_the_gradient_of_a_sliced_batch_is_the_mean_over_its_slices(training, de
 
 def test_slices_are_the_parts_of_the_global_batch(training):
     job = replace(training().job, horizontal_flip=False)
-    cut = replace(job, config=job.config.model_copy(update={"slices": 2}))
+    cut = replace(job, slices=2)
     cpu = torch.device("cpu")
     parts = [cut.batch(6, part, cpu).images for part in range(2)]
     assert torch.equal(torch.cat(parts), job.batch(6, 0, cpu).images)
