@@ -4,6 +4,7 @@ The leading process decides what is to be done, writes and speaks. The others co
 what it decides between two. A failure or a signal anywhere ends them all.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -37,11 +38,19 @@ def join(*, cpu: bool = False) -> torch.device:
     UserError: they cannot meet, as where the port that they are to meet at is in use.
     """
     several = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": LONGEST_WAIT}
+    if several:
+        atexit.register(_leave)
     try:
         return torch.device(PartialState(cpu=cpu, **several).device or "cpu")
     except dist.DistNetworkError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError("processes", place, f"cannot meet there ({first_line(error)})") from None
+
+
+def _leave() -> None:
+    """End the threads of the connections, which abort the process where they outlive it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def leads() -> bool:
@@ -79,6 +88,7 @@ def together(what: object, folder: Path) -> Iterator[None]:
     finally:
         mark.unlink(missing_ok=True)
     yield from _ending_together()
+    led(lambda: None)  # nobody goes before all have come here
 
 
 def _check_alike(what: object, mark: Path) -> None:

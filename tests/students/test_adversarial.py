@@ -63,7 +63,9 @@ def test_each_network_gets_the_gradient_of_its_own_losses(inner: TrajectoryRegre
     progress = Progress(step=step, total_steps=40, images=0)
     finish = SETTINGS.build(inner).double()
     for network in (inner.network, finish.discriminator):
-        network.register_forward_pre_hook(lambda _, given: tuple(each.double() for each in given))
+        network.register_forward_pre_hook(
+            lambda _, given: tuple(each.double() if isinstance(each, Tensor) else each for each in given)
+        )
     draws = generator()
     own = inner(Batch(images=IMAGES.double()), progress, draws)
     noised = []
@@ -198,10 +200,10 @@ def test_with_features_new_noise_is_judged_and_the_encoder_never_trained(inner: 
     student, own = finish.parameter_groups()
     encoder = {id(each) for each in finish.encoder.parameters()}
     assert not encoder & {id(each) for group in (student, own) for each in group["params"]}
-    called = list[tuple[Tensor, Tensor]]()
+    called = list[tuple[Tensor, Tensor, object]]()
     inner.network.register_forward_hook(lambda module, given, made: called.append(given))
     terms, alone = terms_at(finish, 9), terms_at(inner, 9)
-    _, (x, sigma), _ = called
+    _, (x, sigma, _), _ = called
     assert (len(x), sigma.tolist()) == (4, [80.0] * 4)
     assert 64 < float(x.std()) < 96
     own_part = gradients(alone.loss.sum(), inner.network)

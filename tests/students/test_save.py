@@ -108,7 +108,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:1000]), "cannot be loaded"),
     "tensor missing": (drop_a_tensor, "conv_out.bias"),
     "only a pickle": (only_a_pickle, "cannot be loaded as a student .*safetensors"),
-    "class labels": (change("unet/config.json", num_class_embeds=10), "class-conditional"),
+    "class labels": (change("unet/config.json", num_class_embeds=10), r"missing_keys \['class_embedding.weight'\]"),
     "not square": (change("unet/config.json", sample_size=[8, 16]), r"sample_size: \[8, 16\]: .*square"),
     "sigma a word": (change(SCHEDULER, sigma_min="small"), "cannot be loaded as a student"),
     "sigma negative": (change(SCHEDULER, sigma_min=-1.0), r"must be 0 < sigma_min < sigma_max"),

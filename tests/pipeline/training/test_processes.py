@@ -17,6 +17,7 @@ STEPS = 12  # of the job in small_training.py
 
 TWO = """
 import os, signal, sys
+import torch
 from pathlib import Path
 import small_training
 from accelerate import Accelerator
@@ -30,7 +31,8 @@ try:
     train(getattr(small_training, sys.argv[3])(after), training.job, accelerator)
 except SystemExit as left:
     print(f"process {accelerator.process_index} left with {left.code}", flush=True)
-    accelerator.wait_for_everyone()
+accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()
 """
 
 
