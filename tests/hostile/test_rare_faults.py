@@ -66,12 +66,18 @@ def test_a_fault_is_one_line(tmp_path, refused, says):
 
 
 def test_a_data_set_that_the_hub_does_not_know(monkeypatch, refused):
-    def unknown(name):
-        raise DatasetNotFoundError(name)
+    asked = []
+
+    def unknown(*arguments, **options):
+        asked.append((arguments, options))
+        raise DatasetNotFoundError(arguments[0])
 
     monkeypatch.setattr("datasets.load_dataset", unknown)
     with refused("no such public data set on the hub"):
         load_data(DataConfig(source="hub:nobody/nothing"), "train")
+    with refused("no such public data set on the hub at revision v2"):
+        load_data(DataConfig(source="hub:nobody/nothing", revision="v2", config_name="small"), "train")
+    assert asked == [(("nobody/nothing", None), {"revision": None}), (("nobody/nothing", "small"), {"revision": "v2"})]
 
 
 def test_more_pairs_than_real_images(tiny_run, tmp_path, monkeypatch, capsys):
