@@ -49,7 +49,7 @@ _CONSISTENCY = """| steps | noise levels |
 {called}
 The two-step noise level was chosen from {searched}, by KID of {images} images of a seed block that no result uses,
 against {real:,} real images that no result is measured against. The search made {made:,} images by
-{evaluations:,} network evaluations, in {seconds:.0f} s."""
+{evaluations:,} network evaluations."""
 _DDIM = """| steps | timesteps |
 |---:|:---|
 {rows}
@@ -132,7 +132,6 @@ def _of_kind(model: Student, facts: dict[str, Any]) -> tuple[str, str, str, str]
         real=search["real"]["count"],
         made=search["cost"]["images"],
         evaluations=search["cost"]["evaluations"],
-        seconds=search["cost"]["seconds"],
     )
     levels = f"sigma_min {model.sigma_min:g}, sigma_max {model.sigma_max:g}, sigma_data {model.scaling.sigma_data:g}"
     return "consistency-model", "consistency model", text, levels
