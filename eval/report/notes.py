@@ -21,6 +21,8 @@ from fewstep.eval.report.tables import (
 
 Tile = tuple[str, str, str]
 """A key number: its value, what it is, and a line of context."""
+ABOVE = 1.1
+"""Times the ratio of evaluations, above which a speedup is remarked on."""
 ALWAYS_FULL_RANGE, USUAL_FULL_RANGE = 0.99, 0.8  # shares of images reaching from 0 to 255 that tell them apart
 
 
@@ -186,4 +188,16 @@ def _about_timing(results: Results) -> list[str]:
         lines += [f"{text}: {'; '.join(which)}."] if which else []
     if any(timing["latency_ms"]["p90"] is None for _, timing in timed):
         lines.append("Where p90 is missing, fewer than 10 runs were timed.")
+    ddpm = full_ddpm(results)
+    above = [
+        f"{sampler['label']} ({times(ratio)} for {times(ddpm['nfe'] / sampler['nfe'])} fewer evaluations)"
+        for sampler, _ in timed
+        if ddpm is not None and sampler["nfe"] and (ratio := speedup(results, sampler)) is not None
+        if ratio > ABOVE * ddpm["nfe"] / sampler["nfe"]
+    ]
+    if above:
+        lines.append(
+            f"Faster than fewer evaluations explain: {'; '.join(above)}. The rest is DDPM’s own: its steps cost more "
+            "than their evaluations, and a guided one doubles and combines its batch."
+        )
     return lines

@@ -1,0 +1,1 @@
+../../src/fewstep/__main__.py
