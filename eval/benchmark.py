@@ -169,6 +169,11 @@ def _of_classes(classes: RealClasses | None) -> dict[str, Any]:
     return {"classes": {"names": names, "neighbours": NEIGHBOURS, "real_agreement": real}}
 
 
+def _asked(subject: Subject, count: int) -> Tensor | None:
+    """The classes that the images of a seed block were asked to be of, [count]; None: of none."""
+    return None if isinstance(subject, StoredImages) else labels_for(subject, 0, count)
+
+
 def _by_class(asked: Tensor | None) -> Tensor | None:
     """Eight images in a row of each of the first classes; None: nothing was asked, or there are fewer of one."""
     if asked is None:
@@ -255,8 +260,7 @@ class _Run:
                 metrics = self._metrics(subject, seed, images, features)
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
             if seed == 0:
-                asked = None if isinstance(subject, StoredImages) else labels_for(subject, 0, settings.images)
-                result["by_class"] = _by_class(asked) is not None
+                result["by_class"] = _by_class(_asked(subject, settings.images)) is not None
             write_json(self._path(subject), sealed(result))
             kid = f", KID {metrics['kid']:.5f}" if "kid" in metrics else ""
             self.say(f"{subject.label}, seed {seed}: FD {metrics['fd']:.3f}{kid}")
@@ -265,7 +269,7 @@ class _Run:
         """The metrics of a seed block; of the first one the pictures are written too."""
         check_varied(subject.name, images)
         metrics = self.judge(features) | {"full_range": full_range_share(images)}
-        asked = None if isinstance(subject, StoredImages) else labels_for(subject, 0, len(images))
+        asked = _asked(subject, len(images))
         if self.classes is not None and asked is not None:
             metrics |= self.classes(features, asked)
         if self.training is not None:

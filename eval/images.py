@@ -100,8 +100,8 @@ class Generated:
     """An ImageSource whose image i depends on (weights, sampler, seed, i) alone.
 
     Image i has KeyedNoise (seed, i) and, for a conditional sampler, the label i % num_classes, or of `labels` the one
-    at i % len(labels). Batches change
-    the floats by rounding only (about 1e-6, so now and then a pixel by one level of 255).
+    at i % len(labels). Batches change the floats by rounding only (about 1e-6, so now and then a pixel by one level of
+    255).
     """
 
     def __init__(

@@ -5,6 +5,7 @@ The parts are in unet/ and scheduler/, or, as google's first DDPMs on the hub ha
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,13 @@ class ModelFolder:
     index: Mapping[str, Any]
     own: Mapping[str, Any]
 
-    @property
+    @cached_property
     def noise(self) -> Mapping[str, Any]:
         """The scheduler's configuration; empty where there is none."""
         path = self.scheduler / "scheduler_config.json"
         return read_json(path, {}) if path.is_file() else {}
 
-    @property
+    @cached_property
     def unet(self) -> Mapping[str, Any]:
         """The network's configuration; empty where there is none."""
         path = self.network / "config.json"

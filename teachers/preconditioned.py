@@ -36,14 +36,10 @@ class Preconditioned(nn.Module):
         """The rows of the network's embedding of classes, [B]; the one after all classes means none."""
         if condition.labels is not None:
             return condition.labels
+        classes = self.space.num_classes or 0
         if not self.space.null_class:
-            raise UserError("labels", None, f"this model is class-conditional: give labels 0 to {self._last}")
-        assert self.space.num_classes is not None
-        return torch.full((len(x),), self.space.num_classes, device=x.device)
-
-    @property
-    def _last(self) -> int:
-        return (self.space.num_classes or 0) - 1
+            raise UserError("labels", None, f"this model is class-conditional: give labels 0 to {classes - 1}")
+        return torch.full((len(x),), classes, device=x.device)
 
     def clone(self) -> Self:
         """A copy with weights of its own."""

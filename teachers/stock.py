@@ -10,11 +10,12 @@ from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
+from fewstep.teachers.describe import LONGEST_SIDE
 from fewstep.teachers.folder import ModelFolder
 
 LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
-SIDES = range(1, 4097)  # pixels
+SIDES = range(1, LONGEST_SIDE + 1)  # pixels
 LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
 Scheduler = TypeVar("Scheduler", DDPMScheduler, DDIMScheduler, CMStochasticIterativeScheduler)
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from fewstep.eval.report.tables import NONE, Results, best_teacher, firsts, mean, number, share, spread
+from fewstep.eval.report.tables import Results, best_teacher, firsts, mean, number, share, spread
 
 
 class ByClass(NamedTuple):
@@ -25,9 +25,8 @@ def by_class(results: Results) -> ByClass | None:
     rows = []
     for sampler in shown:
         metrics = sampler["quality"]["metrics"]
-        agreed = mean(sampler, "class_agreement")
         distances = [spread(metrics.get(key)) for key in names]
-        rows.append((sampler, [sampler["label"], NONE if agreed is None else share(agreed), *distances]))
+        rows.append((sampler, [sampler["label"], share(metrics["class_agreement"]["mean"]), *distances]))
     metric = results["benchmark"]["metric_name"]
     note = (
         f"Agreement: the share of images whose {classes['neighbours']} nearest real images, by these features, are "

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.files import MOST_JSON, read_bounded, read_json, staged_folder, write_bytes
+from fewstep.files import MOST_JSON, read_bounded, staged_folder, write_bytes
 from fewstep.pipeline.stages.unpickle import unpickle
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
@@ -47,7 +47,7 @@ def _folder(model: str, revision: str | None) -> Path:
 
 def _pickle(source: ModelFolder) -> Path:
     """The pickle of a model that can be converted."""
-    kind = read_json(source.network / "config.json", {}).get("_class_name", "UNet2DModel")
+    kind = source.unet.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise UserError(source.path, None, f"its network is {str(kind)[:100]}, not UNet2DModel: no copy is made of it")
     if source.weights:
@@ -55,8 +55,7 @@ def _pickle(source: ModelFolder) -> Path:
     others = [name for name, value in source.index.items() if isinstance(value, list) and (source.path / name).is_dir()]
     if others := sorted({*others} - {"unet", "scheduler"}):
         raise UserError(source.path, None, f"has {', '.join(others)} beside unet and scheduler: no copy is made of it")
-    found = [path for path in source.pickles if path.is_file()]
-    named = [path for path in found if path.name == f"{WEIGHTS}.bin"] or found
+    named = [path for path in source.pickles if path.name == f"{WEIGHTS}.bin"] or source.pickles
     if not named:
         raise UserError(source.network, None, f"has no weights: no {WEIGHTS}.bin, nor another .bin, .pt, .pth or .ckpt")
     if len(named) > 1:

@@ -204,8 +204,8 @@ class Run(RunContext):
         names = self.config.samplers
         folders = {name.subject: "teacher" if name.kind == "teacher" else f"students/{name.subject}" for name in names}
         hashes = {subject: model_hash(self.folder / folder) for subject, folder in folders.items()}
-        if (guidance := self.config.teacher.guidance) != 1:
-            hashes |= {subject: f"{hashes[subject]}, guidance {guidance}" for subject in hashes if subject == "teacher"}
+        if (guidance := self.config.teacher.guidance) != 1 and "teacher" in hashes:
+            hashes["teacher"] += f", guidance {guidance}"
         return shared, {str(name): hashes[name.subject] for name in names}
 
     def evaluate(self) -> None:
