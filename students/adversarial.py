@@ -23,6 +23,7 @@ from fewstep.teachers.interfaces import (
     moved,
     per_image,
     randn,
+    some_class,
     stratified,
 )
 
@@ -116,7 +117,7 @@ class AdversarialFinish(Finish):
     def _passes(self, student: Student) -> float:
         """What discriminator and encoder cost for an image, in forward passes of the student."""
         x, sigma = torch.zeros((1, *student.space.shape), device=student.device), torch.ones(1, device=student.device)
-        condition = Condition(labels=None if student.space.num_classes is None else torch.zeros_like(sigma).long())
+        condition = some_class(student.space, 1, student.device)
         with torch.no_grad():
             seen = self._seen(x, sigma)
         judging = 11 * _flops(self.discriminator, *seen, sigma)  # R1's derivatives take six

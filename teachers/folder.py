@@ -14,6 +14,8 @@ from fewstep.files import read_json
 
 OWN = "fewstep.json"
 """What a folder says of itself where no scheduler of diffusers does: its scaling, its noise levels, its classes."""
+LEVELS = 1000
+"""Noise levels of a model without a schedule, where a sampler steps through a table of them."""
 FLOW_ENDS = (0.001 / 0.999, 0.999 / 0.001)
 """Noise levels of flow matching at t = 0.001 and 0.999."""
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")

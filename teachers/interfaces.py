@@ -45,6 +45,11 @@ class Condition:
 NONE = Condition()
 
 
+def some_class(space: Space, num: int, device: torch.device) -> Condition:
+    """A condition with which any model of a space can be called, for `num` images: the first class, if it has any."""
+    return NONE if space.num_classes is None else Condition(labels=torch.zeros(num, dtype=torch.int64, device=device))
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """All that solvers, bridges, objectives and conversion see of a model: D(x; sigma), an estimate of x0."""

@@ -20,6 +20,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from fewstep.teachers.folder import LEVELS
 from fewstep.teachers.interfaces import NONE, Condition, Denoiser, Space, per_image
 from fewstep.teachers.schedule import karras_sigmas, vp_table
 
@@ -117,11 +118,11 @@ def ode_slope(denoiser: Denoiser, x: Tensor, sigma: Tensor, condition: Condition
 
 
 def levels(space: Space) -> Tensor:
-    """The space's table, float64 [T]; of a continuous model 1,000 levels over its range, equal steps of ln sigma."""
+    """The space's table, float64 [T]; of a continuous model LEVELS over its range, in equal steps of ln sigma."""
     if space.table is not None:
         return space.table
     ends = torch.tensor([space.sigma_min, space.sigma_max], dtype=torch.float64).log()
-    return torch.linspace(float(ends[0]), float(ends[1]), 1000, dtype=torch.float64).exp()
+    return torch.linspace(float(ends[0]), float(ends[1]), LEVELS, dtype=torch.float64).exp()
 
 
 def stock_scheduler(solver: Solver, space: Space) -> Any:  # noqa: ANN401 - the schedulers share no base class

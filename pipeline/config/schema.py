@@ -26,9 +26,8 @@ from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.lcm import LCM
 from fewstep.students.methods.matching import Matching
 from fewstep.students.methods.tcm import TCM
+from fewstep.teachers.folder import LEVELS
 
-LEVELS = 1000
-"""Steps of DDPM and DDIM in a teacher without a schedule: see `fewstep.teachers.solvers.levels`."""
 DIGITS_SHAPE = (1, 8, 8)
 
 

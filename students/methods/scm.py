@@ -37,12 +37,11 @@ class SCM(DistillationMethod):
 
         from fewstep.errors import UserError
         from fewstep.students.continuous import ContinuousObjective, derivatives, slow_time_embedding
-        from fewstep.teachers.interfaces import Condition
+        from fewstep.teachers.interfaces import some_class
 
         x, one = torch.zeros((1, *student.space.shape), device=student.device), torch.ones(1, device=student.device)
-        condition = Condition(labels=None if student.space.num_classes is None else torch.zeros_like(one).long())
         try:
-            derivatives(student, x, one, x, condition)
+            derivatives(student, x, one, x, some_class(student.space, 1, student.device))
         except RuntimeError as error:
             reason, network = str(error).partition("\n")[0], type(student.network).__name__
             remedy = f"the teacher's network, {network}, has no forward derivative ({reason}): use another method"
