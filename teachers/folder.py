@@ -166,6 +166,16 @@ def _numbers(path: Path, values: Mapping[str, Any], names: tuple[str, ...]) -> l
     return [float(values[name]) for name in names]
 
 
+def located(name: str, revision: str | None, key: str, weights: str = "safetensors") -> Path:
+    """A model's own folder, or where that of a hub id is cached: see `fetched`. `key`: what a revision is given by."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return fetched(name, revision, weights=weights)
+    if revision is not None:
+        raise UserError(key, revision, f"is of a hub id, and {name} is a folder: leave it out")
+    return folder
+
+
 def fetched(name: str, revision: str | None = None, weights: str = "safetensors") -> Path:
     """The folder that a hub id's model is cached in; it is downloaded where it is not. UserError: it cannot be had.
 

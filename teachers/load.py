@@ -8,7 +8,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import write_json
-from fewstep.teachers.folder import OWN, ModelFolder, fetched, model_folder, own_scaling, text_to_image
+from fewstep.teachers.folder import OWN, ModelFolder, located, model_folder, own_scaling, text_to_image
 from fewstep.teachers.interfaces import Space
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.scaling import SCALINGS, VE, Discrete, Scaling, scaling_from_json, scaling_to_json
@@ -55,13 +55,11 @@ def read_teacher(
     Raises UserError for what is no UNet2DModel with safetensors weights and a family that is known.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or str(path).startswith(("./", "../", "~")) or str(path).count("/") != 1:
-            raise UserError(path, None, "no such folder; give that of a diffusers model, or a hub id (OWNER/NAME)")
-        folder = fetched(str(path), revision)
-    elif revision is not None:
-        raise UserError("teacher.revision", revision, f"is of a hub id, and {path} is a folder: leave it out")
-    model = model_folder(folder)
+    if not folder.is_dir() and (
+        folder.is_absolute() or str(path).startswith(("./", "../", "~")) or str(path).count("/") != 1
+    ):
+        raise UserError(path, None, "no such folder; give that of a diffusers model, or a hub id (OWNER/NAME)")
+    model = model_folder(located(str(path), revision, "teacher.revision"))
     _check(model)
     own = own_scaling(model)
     unet = load_unet(model, "teacher")

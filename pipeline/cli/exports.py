@@ -69,8 +69,8 @@ def inspect(argv: Sequence[str]) -> None:
         raise UserError("--data", None, "is needed with --out and --data.KEY: the images to measure a model on")
     if given.data is not None and path.is_file():
         raise UserError("--data", given.data, f"is for a model's folder, and {given.model} is a file: leave it out")
-    if given.revision is not None and path.exists():
-        raise UserError("--revision", given.revision, f"is of a hub id, and {given.model} is here: leave it out")
+    if given.revision is not None and path.is_file():
+        raise UserError("--revision", given.revision, f"is of a hub id, and {given.model} is a file: leave it out")
     if given.out is not None:
         check_parent(given.out)
     if path.is_file():
@@ -79,9 +79,9 @@ def inspect(argv: Sequence[str]) -> None:
         facts = provenance_of(path)
     else:
         from fewstep.teachers.describe import describe
-        from fewstep.teachers.folder import fetched
+        from fewstep.teachers.folder import located
 
-        path = path if path.is_dir() else fetched(given.model, given.revision)
+        path = located(given.model, given.revision, "--revision")
         facts = describe(path)
     measured, text = {}, ""
     if given.data is not None:

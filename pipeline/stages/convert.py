@@ -7,7 +7,7 @@ from fewstep.files import MOST_JSON, read_bounded, staged_folder, write_bytes
 from fewstep.pipeline.stages.unpickle import unpickle
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.teachers.folder import WEIGHTS, ModelFolder, fetched, model_folder
+from fewstep.teachers.folder import WEIGHTS, ModelFolder, located, model_folder
 
 
 def convert(model: str, out: Path, revision: str | None = None) -> Path:
@@ -38,11 +38,7 @@ def _folder(model: str, revision: str | None) -> Path:
     path = Path(model).expanduser()
     if path.is_file():
         raise UserError("MODEL", model, "is a file: give the folder of its model, which has the configuration too")
-    if not path.is_dir():
-        return fetched(model, revision, weights="bin")
-    if revision is not None:
-        raise UserError("--revision", revision, f"is of a hub id, and {model} is a folder: leave it out")
-    return path
+    return located(model, revision, "--revision", weights="bin")
 
 
 def _pickle(source: ModelFolder) -> Path:

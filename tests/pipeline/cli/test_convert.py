@@ -91,7 +91,8 @@ def test_a_flat_model_of_the_hub_stays_flat(folder, tiny_unet, at_once, monkeypa
     torch.save(nested, folder / f"{NAME}.bin", _use_new_zipfile_serialization=False)
     (folder / "other.ckpt").touch()
     asked = []
-    monkeypatch.setattr(stage, "fetched", lambda *given, **named: asked.append((given, named)) or folder)
+    fetched = "fewstep.teachers.folder.fetched"
+    monkeypatch.setattr(fetched, lambda *given, **named: asked.append((given, named)) or folder)
     Path("copy").mkdir()
     assert main(["convert", "some/model", "--revision", "v1", "-o", "copy"]) == 0
     assert asked == [(("some/model", "v1"), {"weights": "bin"})]
