@@ -43,7 +43,7 @@ def _load_rules() -> None:
         torch.func.jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
 
 
-def _jvp(function: Callable[..., Any], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
+def jvp(function: Callable[..., Any], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
     """The function's output and its derivative along the tangents."""
     _load_rules()
     output, derivative, *_ = torch.func.jvp(function, inputs, tangents)
@@ -71,13 +71,13 @@ def derivatives(
     as they are, so that an evaluation of the model right after it has the same dropout. In full precision.
     """
     raw, ones = _Raw(model), torch.ones_like(sigma)
-    (c_skip, c_out), (d_skip, d_out) = _jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
+    (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
     with (
         torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         torch.autocast(x.device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no forward derivative
     ):
-        output, d_output = _jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
+        output, d_output = jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
 
@@ -97,7 +97,7 @@ def slow_time_embedding(model: ConsistencyModel) -> None:
     weight = unet.time_embedding.linear_1.weight
     low, high = (250 * math.log(bound) for bound in (model.sigma_min, model.sigma_max))
     points = torch.linspace(low, high, 10_000, device=weight.device)
-    _, speed = _jvp(unet.time_proj, (points,), (torch.ones_like(points),))
+    _, speed = jvp(unet.time_proj, (points,), (torch.ones_like(points),))
     slow = (250 * speed.abs().amax(dim=0) <= FASTEST).to(weight.dtype)
     with torch.no_grad():
         weight.mul_(slow)

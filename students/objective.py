@@ -6,6 +6,7 @@ Four parts make one: the pairs (t, r), the bridge from x_t to x_r, the distance,
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ from fewstep.students.pairs import Pairs, SigmaPairs
 from fewstep.teachers.interfaces import (
     Batch,
     Evaluations,
+    Following,
     LossTerms,
     Objective,
     Progress,
-    follow,
     moved,
     per_image,
     randn,
@@ -92,8 +93,13 @@ class ConsistencyObjective(Objective):
 
     def update(self, progress: Progress) -> None:
         """Move the target network after a step."""
-        if self.target is not None and self.decay is not None:
-            follow(self.target, self.network, 1 - self.decay(progress))
+        if self.decay is not None:
+            self._target_following.move(1 - self.decay(progress))
+
+    @cached_property
+    def _target_following(self) -> Following:
+        assert self.target is not None
+        return Following(self.target, self.network)
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -32,12 +34,16 @@ class Trajectories:
 
     def take(self, index: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The points of trajectories `index` [B] at levels `level` [B] and their ends, each float32 [B,C,H,W]."""
-        pairs = [
-            self.shards[each // SHARD][each % SHARD][[at, -1]].float()  # autocast to bf16 stacks no float16
-            for each, at in zip(index.tolist(), level.tolist(), strict=True)
-        ]
-        start, end = torch.stack(pairs).unbind(1)
-        return start, end
+        start, end = np.empty((2, len(index), *self.shards[0].shape[2:]), np.float32)
+        for place, (each, at) in enumerate(zip(index.tolist(), level.tolist(), strict=True)):
+            points = self._arrays[each // SHARD][each % SHARD]
+            start[place], end[place] = points[at], points[-1]
+        return torch.from_numpy(start), torch.from_numpy(end)
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        """The shards for numpy, which takes one point in a tenth of torch's time."""
+        return [shard.numpy() for shard in self.shards]
 
     def labels(self, index: Tensor) -> Tensor | None:
         """The classes of trajectories `index` [B], int64 [B]; None where there are none."""

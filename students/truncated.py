@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import scipy.stats
 import torch
@@ -11,7 +12,7 @@ from fewstep.students.bridges import data_bridge
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.objective import ConsistencyObjective, frozen_copy, pseudo_huber
 from fewstep.students.pairs import ECTPairs, SigmaPairs
-from fewstep.teachers.interfaces import Evaluations, Progress, follow, stratified
+from fewstep.teachers.interfaces import Evaluations, Following, Progress, stratified
 
 BOUNDARY_SHARE, BOUNDARY_WEIGHT = 0.25, 0.1
 
@@ -78,4 +79,8 @@ class TruncatedObjective(ConsistencyObjective):
     def update(self, progress: Progress) -> None:
         """Move `frozen` in the first stage."""
         if progress.fraction < self.pairs.stage_one:
-            follow(self.frozen, self.network, 1 - 0.5 ** (20 / (progress.step + 1)))
+            self._frozen_following.move(1 - 0.5 ** (20 / (progress.step + 1)))
+
+    @cached_property
+    def _frozen_following(self) -> Following:
+        return Following(self.frozen, self.network)

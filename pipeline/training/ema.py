@@ -1,10 +1,11 @@
 """The exponential moving average of a network's weights."""
 
 import copy
+from functools import cached_property
 
 from torch import nn
 
-from fewstep.teachers.interfaces import follow
+from fewstep.teachers.interfaces import Following
 
 
 class EMA:
@@ -17,9 +18,14 @@ class EMA:
     def __init__(self, network: nn.Module, halflife_kimg: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.halflife_images = halflife_kimg * 1000
+        self._followed = network
 
-    def update(self, network: nn.Module, images: int, batch_size: int) -> None:
-        """Move towards `network` after a step of `batch_size` images, `images` seen in all."""
+    @cached_property
+    def _following(self) -> Following:
+        return Following(self.network, self._followed)
+
+    def update(self, images: int, batch_size: int) -> None:
+        """Move towards the network after a step of `batch_size` images, `images` seen in all."""
         halflife = min(self.halflife_images, images * 0.05)
         weight = 1 - 0.5 ** (batch_size / max(halflife, 1e-8))
-        follow(self.network, network, weight)
+        self._following.move(weight)

@@ -19,10 +19,10 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
-from fewstep.pipeline.training.levels import BINS, sums_and_counts
+from fewstep.pipeline.training.levels import sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.processes import training as together_in_steps
-from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
+from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator, seed_dropout
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
 from fewstep.teachers.interfaces import Batch, Condition, Objective, Progress, moved
@@ -105,7 +105,7 @@ def train(
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    wrapped = accelerator.prepare(objective)
     optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
@@ -152,6 +152,8 @@ class _Training:
     pending: PendingSignal
     late: bool
     unread: list["_Taken"] = field(default_factory=list)
+    by_level: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Losses [B] of this process and their noise levels [B], of the steps since the last log line or checkpoint."""
     grad_norm: float = 0.0
     """Of the first group in the last step that was read."""
     signal: int | None = None
@@ -172,13 +174,14 @@ class _Training:
                 extra = self.step(progress)
                 done = step + 1
                 for ema in self.emas.values():
-                    ema.update(objective.averaged(), done * config.batch_size, config.batch_size)
+                    ema.update(done * config.batch_size, config.batch_size)
                 objective.update(progress)
                 logs, saves = (bool(done % every == 0 or done == total) for every in (config.log_every, save_every))
                 probed = self.probed(probe) if probe and logs and self._probe_is_due(done, probe_kimg) else {}
                 stop = self.signal if self.accelerator.num_processes > 1 else self.pending.number
                 if logs or saves or stop:
                     self.read()
+                    self.sort_by_level()
                 if logs:
                     mean, by_level = sum(losses) / len(losses), self.state.levels.means()
                     losses.clear()
@@ -209,24 +212,24 @@ class _Training:
         extra: dict[str, Tensor] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
-            torch.manual_seed(key(job.seed, f"{job.title}-dropout", progress.step, part))
+            seed_dropout(key(job.seed, f"{job.title}-dropout", progress.step, part), accelerator.device)
             generator = keyed_generator(job.seed, job.title, progress.step, part)
             with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
                 terms = self.wrapped(batch, progress, generator)
                 total = terms.loss.mean() / per_process
-                accelerator.backward(total)
+                total.backward()
             totals.append(total.detach())
             each.append((terms.loss if terms.shown is None else terms.shown).detach())
             losses.append(each[-1].mean() / per_process)
             sigmas.append(terms.sigma)
             extra |= terms.log
-        by_level = sums_and_counts(torch.cat(each), torch.cat(sigmas))
+        self.by_level.append((torch.cat(each), torch.cat(sigmas)))
         shown, minimised = torch.stack(losses).float(), torch.stack(totals).float()
-        taken = _Taken(progress.step, shown, minimised, self.clip(), by_level)
+        taken = _Taken(progress.step, shown, minimised, self.clip())
         self.unread.append(taken)
         if self.late:
             # where this is 1, a fused step changes neither weights nor moments: torch.amp.GradScaler's way to skip one
-            self.optimizer.optimizer.found_inf = (~taken.checked.isfinite().all()).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~taken.checked.isfinite().all()).float()  # type: ignore[attr-defined]
         else:
             self.read()
         self.optimizer.step()
@@ -236,11 +239,18 @@ class _Training:
     def clip(self) -> Tensor:
         """Clip each group of parameters by its own norm, so that none scales another's step; the norms before [G].
 
-        That of a group without a gradient in this step is 0.
+        That of a group without a gradient in this step is 0. As `torch.nn.utils.clip_grad_norm_`, which takes twice as
+        long to sort tensors by device and dtype: here all are of one.
         """
-        clip, groups = self.accelerator.clip_grad_norm_, self.optimizer.param_groups
-        norms: list[Tensor] = [clip(group["params"], self.job.config.gradient_clip) for group in groups]  # type: ignore[misc]
-        return torch.stack([moved(norm.detach(), self.accelerator.device) for norm in norms]).float()
+        norms = list[Tensor]()
+        for group in self.optimizer.param_groups:
+            gradients = [each.grad for each in group["params"] if each.grad is not None]
+            if not gradients:
+                norms.append(torch.zeros((), device=self.accelerator.device))
+                continue
+            norms.append(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+            torch._foreach_mul_(gradients, (self.job.config.gradient_clip / (norms[-1] + 1e-6)).clamp(max=1.0))
+        return torch.stack(norms)
 
     def _probe_is_due(self, done: int, probe_kimg: float) -> bool:
         """Whether a multiple of `probe_kimg` lies between the last log line and step `done`, or training ends."""
@@ -267,9 +277,9 @@ class _Training:
         for taken in self.unread:
             parts, norms = taken.losses.tolist(), taken.norms.tolist()
             loss, total = sum(parts), sum(taken.totals.tolist())
-            self.grad_norm, by_level = norms[0], taken.by_level.double().flatten().tolist()
+            self.grad_norm = norms[0]
             if self.accelerator.num_processes > 1:
-                loss, total, self.signal, by_level = self._shared(loss, total, by_level)
+                loss, total, self.signal = self._shared(loss, total)
             if not all(map(math.isfinite, (loss, total, *norms))):
                 indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
                 raise UserError(
@@ -280,24 +290,33 @@ class _Training:
                     f"lower {job.title}.train.learning_rate",
                 )
             self.state.losses.append(loss)
-            self.state.levels.add(by_level[:BINS], by_level[BINS:])
         self.unread.clear()
 
-    def _shared(self, loss: float, total: float, by_level: list[float]) -> tuple[float, float, int | None, list[float]]:
-        """The losses of the whole batch, which every process checks, the signal that any has got, and all by level.
+    def sort_by_level(self) -> None:
+        """Take the losses by noise level into the state, those of all processes."""
+        losses, sigmas = (torch.stack(each) for each in zip(*self.by_level, strict=True))
+        self.by_level.clear()
+        found = sums_and_counts(losses, sigmas).double()
+        if self.accelerator.num_processes > 1:
+            found = self.accelerator.reduce(found)
+        for sums, counts in zip(*found.tolist(), strict=True):  # type: ignore[union-attr]
+            self.state.levels.add(sums, counts)
+
+    def _shared(self, loss: float, total: float) -> tuple[float, float, int | None]:
+        """The losses of the whole batch, which every process checks, and the signal that any has got.
 
         A signal that comes after this waits for the next step, so that all leave together.
         """
-        mine = [[loss, total, self.pending.number or 0, *by_level]]
+        mine = [[loss, total, self.pending.number or 0]]
         local = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
         everywhere: Tensor = self.accelerator.gather(local)  # type: ignore[assignment]
         loss, total = everywhere[:, :2].mean(0).tolist()
-        return loss, total, int(everywhere[:, 2].max()) or None, everywhere[:, 3:].sum(0).tolist()
+        return loss, total, int(everywhere[:, 2].max()) or None
 
 
 @dataclass(frozen=True)
 class _Taken:
-    """A step that was taken, on the device: losses of this process's slices, norms of the groups, `sums_and_counts`.
+    """A step that was taken, on the device: losses of this process's slices, norms of the groups.
 
     losses: those that are shown; totals: those that were minimised.
     """
@@ -306,7 +325,6 @@ class _Taken:
     losses: Tensor
     totals: Tensor
     norms: Tensor
-    by_level: Tensor
 
     @property
     def checked(self) -> Tensor:

@@ -21,6 +21,17 @@ def keyed_generator(seed: int, stream: str, *counters: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(key(seed, stream, *counters))
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generators that layers draw from on a device.
+
+    `torch.manual_seed` seeds those of devices that are not there too, and writes down for each where it was called
+    from, which takes a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.manual_seed(seed)
+
+
 def batch_indices(seed: int, num_images: int, batch_size: int, step: int) -> Tensor:
     """Indices of the global batch of `step`, int64 [batch_size].
 

@@ -3,7 +3,7 @@
 Nothing here imports torch before `build` is called, so that the command line's help stays fast.
 """
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -19,3 +19,6 @@ from fewstep.students.methods.scm import SCM
 from fewstep.students.methods.tcm import TCM
 
 Method = Annotated[CD | CMT | CT | DMD | ECT | ICT | LCM | PD | SCM | TCM, Field(discriminator="name")]
+
+METHODS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
+"""By name."""
