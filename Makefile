@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # Byte-code is written into .venv whatever the surroundings say: without it torch and diffusers are compiled anew at
 # each start, which then takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help run test test-slow test-gpu soak fuzz coverage lint typecheck report readme clean
+.PHONY: help run speed test test-slow test-gpu soak fuzz coverage lint typecheck report readme clean
 
 BIN := .venv/bin
 CONFIG ?= digits
@@ -26,6 +26,9 @@ help:  ## list the targets
 
 run: .venv/.stamp-run  ## train, distil, measure and report: CONFIG (default: the digits preset)
 	$(BIN)/fewstep run $(CONFIG) $(ARGS)
+
+speed: .venv/.stamp-run  ## time of training and sampling beside bare evaluations and two rivals, for CONFIG: speed.json
+	$(BIN)/fewstep speed $(CONFIG) $(ARGS)
 
 test: .venv/.stamp-dev  ## the test suite, without the slow tests, in WORKERS processes (default: 2)
 	$(BIN)/python -m pytest $(SUITE)

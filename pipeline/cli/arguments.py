@@ -122,10 +122,10 @@ def number(kind: type, **limits: Any) -> Callable[[str], Any]:  # noqa: ANN401 -
     return read
 
 
-def check_parent(out: Path) -> None:
+def check_parent(out: Path, option: str = "--out") -> None:
     """UserError where the folder that a file is to be written into does not exist."""
     if not out.absolute().parent.is_dir():
-        raise UserError("--out", str(out), f"there is no folder {out.parent}: make it first")
+        raise UserError(option, str(out), f"there is no folder {out.parent}: make it first")
 
 
 def add_run(parser: Parser, nargs: str | None = None) -> None:

@@ -47,6 +47,7 @@ COMMANDS = {
     "push": ("exports", "upload a student and its model card to the Hugging Face hub"),
     "inspect": ("exports", "what a model is and whether it can be distilled, what an exported file was made from"),
     "convert": ("models", "a copy of a model with safetensors weights, where it has only a pickle"),
+    "speed": ("speed", "time of training and sampling beside the bare evaluations of the same networks"),
     "rate": ("others", "a page on which people compare images blind, and what they answered"),
     "report": ("others", "write the report of a measured run again"),
     "presets": ("others", "list the configurations that come with fewstep"),

@@ -31,9 +31,9 @@ from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student
 from fewstep.students.methods.base import DistillationMethod
 from fewstep.students.save import save_student
-from fewstep.students.trajectories import read_trajectories
+from fewstep.students.trajectories import Trajectories, read_trajectories
 from fewstep.teachers.guided import Guided
-from fewstep.teachers.interfaces import Condition, Denoiser
+from fewstep.teachers.interfaces import Condition, Denoiser, Objective
 from fewstep.teachers.load import read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
@@ -100,12 +100,7 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     else:
         model, conversion = _convert(run, training, teacher, identity)
     source = read_trajectories(run.folder / "trajectories") if method.reads_trajectories else teacher
-    objective = method.build(model, source)
-    if config.matching is not None:
-        assert isinstance(model, ConsistencyModel)
-        objective = config.matching.build(objective, model, teacher)
-    if config.adversarial is not None:
-        objective = config.adversarial.build(objective)
+    objective = student_objective(config, model, source, teacher)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
     seed = run.training_seed(training)
     job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)
@@ -126,6 +121,20 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     assert isinstance(average, Student)
     assert sha256_file(weights) == before, "the teacher's weights changed on disk"
     return average, facts
+
+
+def student_objective(
+    config: StudentConfig, model: Student, source: Trajectories | Denoiser, teacher: Preconditioned | Guided
+) -> Objective:
+    """What trains `model` in place by its method, with the finishes that are configured.
+
+    source: what the method is built with, trajectories of the teacher or itself.
+    """
+    objective = cast(DistillationMethod, config.method).build(model, source)
+    if config.matching is not None:
+        assert isinstance(model, ConsistencyModel)
+        objective = config.matching.build(objective, model, teacher)
+    return objective if config.adversarial is None else config.adversarial.build(objective)
 
 
 def _convert(

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError
-from fewstep.pipeline.config.teacher import LoadedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
@@ -60,10 +60,32 @@ def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[
     config = run.config.teacher
     if isinstance(config, LoadedTeacher):
         return {} if stage is None else _loaded(run, config, stage)
-    shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
+    shape = tuple(run.data.images.shape[1:])
+    objective, scheduler = teacher_objective(run, config)
+    parameters = sum(parameter.numel() for parameter in objective.network.parameters())
+    of = f" of {run.num_classes} classes" if config.class_conditional else ""
+    say(
+        f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
+        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
+    )
+    job = run.training_job("teacher", "teacher", config.train, config_hash)
+    (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
+    if stage is None:
+        return {}
+    average = average.cpu().to(memory_format=torch.contiguous_format)
+    if scheduler is not None:
+        null = config.class_conditional and config.label_dropout > 0
+        average = ddpm_model(cast(UNet2DModel, average), scheduler, null_class=null)
+    save_teacher(cast(Preconditioned, average), scheduler, stage)
+    return {"network_parameters": parameters}
+
+
+def teacher_objective(run: RunContext, config: TrainedTeacher) -> tuple[Objective, DDPMScheduler | None]:
+    """What trains a new teacher, on the processor, and its schedule where it has one."""
     network, dropout = config.network, config.label_dropout
     classes = run.num_classes if config.class_conditional else None
     null = classes is not None and dropout > 0
+    shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
     unet = build_unet(
         shape,
         channels=network.channels,
@@ -75,29 +97,12 @@ def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[
         classes=None if classes is None else classes + null,
         fourier=config.prediction == "ve",
     ).to(memory_format=training_layout(config.train.precision))  # type: ignore[call-arg]
-    parameters = sum(parameter.numel() for parameter in unet.parameters())
-    of = "" if classes is None else f" of {classes} classes"
-    say(
-        f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
-        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
-    )
-    scheduler: DDPMScheduler | None = None
     if config.prediction in ("v_prediction", "epsilon", "sample"):
         scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
-        objective: Objective = DDPMObjective(unet, scheduler, None if classes is None else dropout)
-    else:
-        scaling = SCALINGS[config.prediction]()
-        model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=null)
-        objective = DenoisingObjective(model, dropout)
-    job = run.training_job("teacher", "teacher", config.train, config_hash)
-    (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
-    if stage is None:
-        return {}
-    average = average.cpu().to(memory_format=torch.contiguous_format)
-    if scheduler is not None:
-        average = ddpm_model(cast(UNet2DModel, average), scheduler, null_class=null)
-    save_teacher(cast(Preconditioned, average), scheduler, stage)
-    return {"network_parameters": parameters}
+        return DDPMObjective(unet, scheduler, None if classes is None else dropout), scheduler
+    scaling = SCALINGS[config.prediction]()
+    model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=null)
+    return DenoisingObjective(model, dropout), None
 
 
 def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, Any]:

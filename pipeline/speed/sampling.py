@@ -1,0 +1,93 @@
+"""Sampling beside the bare evaluations of the network that it is made of."""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from fewstep.eval.images import labels_for
+from fewstep.eval.speed.evaluations import each_evaluation
+from fewstep.eval.speed.timing import BatchNoise, synchronise
+from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, student_sampler, teacher_sampler
+from fewstep.pipeline.speed.floor import Bare, bare
+from fewstep.pipeline.speed.training import Subjects
+from fewstep.pipeline.speed.turns import spread
+from fewstep.progress import say
+from fewstep.students.convert import convert_teacher
+
+DDPM_STEPS, ONE_STEP_RUNS = 1000, 300
+STRETCH = 50  # evaluations in a turn
+
+
+def measure_sampling(subjects: Subjects, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """DDPM's time over that of as many bare evaluations, and the student's one step over one, at each batch size."""
+    teacher, _ = subjects.model()
+    config, generator = subjects.student, torch.Generator("cpu").manual_seed(0)
+    ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+    student, _ = convert_teacher(teacher, **ends, refit_steps=0, generator=generator)
+    steps = min(DDPM_STEPS, subjects.config.num_train_timesteps)
+    samplers = [(teacher_sampler(teacher, "ddpm", steps), teacher), (student_sampler(student.eval(), 1), student)]
+    found: dict[str, Any] = {}
+    for sampler, model in samplers:
+        prepare_to_sample(model)
+        for batch in batch_sizes:
+            measure = _many if sampler.nfe > STRETCH else _one
+            row = measure(sampler, batch, subjects.run.device) | {"evaluations": sampler.nfe, "batch_size": batch}
+            found[f"{sampler.name}, batch {batch}"] = row
+            say(f"  {sampler.label}, batch {batch}: {row['ratio']['median']:.3f} times its bare evaluations")
+    return found
+
+
+@torch.inference_mode()
+def _many(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, Any]:
+    """A whole run, interrupted after every STRETCH evaluations for as many bare ones."""
+    call, network = Bare(bare(sampler.networks[0]), sampler.shape, batch), sampler.networks[0]
+    ours: list[float] = []
+    floor: list[float] = []
+    evaluations, began = 0, 0.0
+
+    def note(_: int) -> None:
+        nonlocal evaluations, began
+        if evaluations % STRETCH == 0:
+            if evaluations:
+                synchronise(device)
+                ours.append(time.perf_counter() - began)
+            floor.append(_seconds(call, STRETCH, device))
+            began = time.perf_counter()
+        evaluations += 1
+
+    with each_evaluation(network, note):
+        sampler.sample(BatchNoise(sampler.shape, batch, device), labels_for(sampler, 0, batch))
+    synchronise(device)
+    ours.append(time.perf_counter() - began)
+    return _row(ours, floor, STRETCH)
+
+
+@torch.inference_mode()
+def _one(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, Any]:
+    """Whole runs and bare evaluations in turn, each from new noise to images."""
+    call, noise = Bare(bare(sampler.networks[0]), sampler.shape, batch), BatchNoise(sampler.shape, batch, device)
+    runs = max(20, ONE_STEP_RUNS // batch)
+    sample = lambda: sampler.sample(noise, labels_for(sampler, 0, batch))  # noqa: E731
+    ours: list[float] = []
+    floor: list[float] = []
+    for _ in range(runs + 1):
+        ours.append(_seconds(sample, 1, device))
+        floor.append(_seconds(call, 1, device))
+    return _row(ours[1:], floor[1:], 1)
+
+
+def _seconds(call: Any, times: int, device: torch.device) -> float:  # noqa: ANN401 - whatever can be called
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def _row(ours: list[float], floor: list[float], evaluations: int) -> dict[str, Any]:
+    ratio = spread([mine / bare for mine, bare in zip(ours, floor, strict=True)])
+    times = {"ms_per_evaluation": ours, "floor_ms": floor}
+    return {name: 1000 * median(values) / evaluations for name, values in times.items()} | {"ratio": ratio}
