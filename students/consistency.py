@@ -99,7 +99,7 @@ def sample_consistency(model: Denoiser, sigmas: Sequence[float], draw: Draw, con
     for index, sigma in enumerate(sigmas):
         if index:
             x = x + (sigma**2 - model.space.sigma_min**2) ** 0.5 * draw()
-        x = model.space.clamped(model(x, torch.full((len(x),), sigma, device=x.device), condition))
+        x = model.space.clamped(model(x, sigma, condition))
     return x
 
 

@@ -21,13 +21,14 @@ class Guided(nn.Module):
         self.model, self.guidance = model, guidance
         self.space, self.scaling = model.space, model.scaling
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B]; not clamped."""
+    def forward(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
+        """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B], or one of all images; not clamped."""
         if condition.labels is None:
             return self.model(x, sigma)
         none = torch.full_like(condition.labels, self.space.num_classes or 0)
         labels = torch.cat([none, condition.labels])
-        without, with_class = self.model(x.repeat(2, 1, 1, 1), sigma.repeat(2), Condition(labels=labels)).chunk(2)
+        sigma = sigma.repeat(2) if isinstance(sigma, Tensor) else sigma
+        without, with_class = self.model(x.repeat(2, 1, 1, 1), sigma, Condition(labels=labels)).chunk(2)
         return without + self.guidance * (with_class - without)
 
     def clone(self) -> Preconditioned:

@@ -56,8 +56,8 @@ class Denoiser(Protocol):
 
     space: Space
 
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        """Estimate x0 [B,C,H,W] from x = x0 + sigma*eps [B,C,H,W] and sigma [B]; not clamped."""
+    def __call__(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
+        """Estimate x0 [B,C,H,W] from x = x0 + sigma*eps [B,C,H,W] and sigma [B], or one of all images; not clamped."""
         ...
 
 
@@ -195,3 +195,8 @@ class Following:
 def per_image(values: Tensor) -> Tensor:
     """[B] -> [B,1,1,1], to scale images by a number each."""
     return values.reshape(-1, 1, 1, 1)
+
+
+def one_each(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """The noise level of each image, [B], where that of all images x [B,C,H,W] may be given as one number."""
+    return sigma if isinstance(sigma, Tensor) else torch.full((len(x),), sigma, device=x.device)

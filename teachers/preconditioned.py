@@ -1,14 +1,16 @@
 """The one shape of every model: a network, a scaling, a space."""
 
 import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.teachers.interfaces import NONE, Condition, Space, per_image
+from fewstep.teachers.interfaces import NONE, Condition, Space, one_each, per_image
 from fewstep.teachers.scaling import Scaling
+
+MOST_KNOWN = 4096  # noise levels whose factors a model keeps
 
 
 class Preconditioned(nn.Module):
@@ -20,17 +22,37 @@ class Preconditioned(nn.Module):
     def __init__(self, network: nn.Module, scaling: Scaling, space: Space) -> None:
         super().__init__()
         self.network, self.scaling, self.space = network, scaling, space
+        self._known: dict[float, tuple[float, float, float, float]] = {}
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B]; not clamped."""
-        c_skip, c_out, _, _ = self.scaling(sigma)
-        return per_image(c_skip) * x + per_image(c_out) * self.raw(x, sigma, condition)
+    def forward(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
+        """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B], or one of all images; not clamped."""
+        c_skip, c_out, c_in, c_noise = self._factors(sigma)
+        return c_skip * x + c_out * self._output(x, c_in, one_each(c_noise, x), condition)
 
     def raw(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         """F(c_in*x, c_noise) [B,C,H,W], in the dtype of x."""
         _, _, c_in, c_noise = self.scaling(sigma)
+        return self._output(x, per_image(c_in), c_noise, condition)
+
+    def _factors(self, sigma: Tensor | float) -> tuple[Any, Any, Any, Any]:
+        """c_skip, c_out, c_in as x [B,C,H,W] is scaled by them, and c_noise: numbers where sigma is one.
+
+        Those are kept: a sampler comes by the same noise levels with every batch, and at small batches working them out
+        takes as long as a layer of the network.
+        """
+        if isinstance(sigma, Tensor):
+            c_skip, c_out, c_in, c_noise = self.scaling(sigma)
+            return per_image(c_skip), per_image(c_out), per_image(c_in), c_noise
+        if sigma not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            c_skip, c_out, c_in, c_noise = map(float, self.scaling(torch.tensor([sigma])))
+            self._known[sigma] = c_skip, c_out, c_in, c_noise
+        return self._known[sigma]
+
+    def _output(self, x: Tensor, c_in: Tensor | float, c_noise: Tensor, condition: Condition) -> Tensor:
         labels = {} if self.space.num_classes is None else {"class_labels": self._labels(x, condition)}
-        return self.network(per_image(c_in) * x, c_noise, **labels).sample[:, : self.space.shape[0]].to(x.dtype)
+        return self.network(c_in * x, c_noise, **labels).sample[:, : self.space.shape[0]].to(x.dtype)
 
     def _labels(self, x: Tensor, condition: Condition) -> Tensor:
         """The rows of the network's embedding of classes, [B]; the one after all classes means none."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chromium import Browser
-from fewstep.teachers.interfaces import NONE, Condition, Space
+from fewstep.teachers.interfaces import NONE, Condition, Space, one_each
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -152,8 +152,8 @@ class GaussianDenoiser:
     def __init__(self, mean: float, variance: float) -> None:
         self.mean, self.variance = mean, variance
 
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        s = sigma.to(x.dtype).reshape(-1, 1, 1, 1)
+    def __call__(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
+        s = one_each(sigma, x).to(x.dtype).reshape(-1, 1, 1, 1)
         return (self.variance * x + s**2 * self.mean) / (self.variance + s**2)
 
 

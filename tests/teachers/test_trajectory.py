@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from fewstep.teachers.interfaces import NONE, Condition, Space
+from fewstep.teachers.interfaces import NONE, Condition, Space, one_each
 from fewstep.teachers.schedule import karras_sigmas
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
@@ -25,7 +25,7 @@ class Curved:
     space = Space(shape=(1, 4, 4), sigma_min=0.002, sigma_max=80.0)
 
     def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        s = sigma.to(x.dtype).reshape(-1, 1, 1, 1)
+        s = one_each(sigma, x).to(x.dtype).reshape(-1, 1, 1, 1)
         return 0.9 * torch.tanh(x / (1 + s)) + 0.1 * torch.sin(x / (1 + s) + s.log())
 
 
