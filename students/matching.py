@@ -128,11 +128,18 @@ class MatchingObjective(Objective):
             loss, log = loss + terms.student, log | {"student_loss": terms.student.detach().mean()}
         return LossTerms(loss=loss, sigma=terms.sigma, estimate=terms.estimate, log=log)
 
-    def losses(self, batch: Batch, generator: torch.Generator, *, learns: bool) -> MatchingLosses:
-        """What fake denoiser and, where it `learns`, student minimise."""
-        x_t, t = self._inputs(batch, generator)
-        with torch.set_grad_enabled(learns):
-            images = self.network(x_t, t, batch.condition)
+    def losses(
+        self, batch: Batch, generator: torch.Generator, *, learns: bool, made: tuple[Tensor, Tensor] | None = None
+    ) -> MatchingLosses:
+        """What fake denoiser and, where it `learns`, student minimise.
+
+        made: the student's images of `inputs` and their noise levels, where it has been called.
+        """
+        if made is None:
+            x_t, t = self.inputs(batch, generator)
+            with torch.set_grad_enabled(learns):
+                made = self.network(x_t, t, batch.condition), t
+        images, t = made
         ends = self.space.sigma_min, self.space.sigma_max
         s = moved(log_normal_sigmas(len(t), *ends, self.mean, self.std, generator), t.device)
         noise = per_image(s) * randn(tuple(images.shape), generator, t.device)
@@ -142,7 +149,7 @@ class MatchingObjective(Objective):
         student = self._students(images, noise, s, estimate.detach(), batch.condition) if learns else None
         return MatchingLosses(fake=error, student=student, sigma=t, estimate=images)
 
-    def _inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the student makes images of, [B,C,H,W], and its noise levels [B]."""
         space, device, num = self.space, batch.images.device, len(batch.images)
         pure = round(self.at_sigma_max * num)

@@ -1,11 +1,13 @@
 """A matching finish: in the last part of training the student's images of new noise also follow the teacher's score."""
 
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any, Self
 
 import torch
 
 from fewstep.students.finish import Finish, with_added
+from fewstep.students.joined import Rider, has_dropout, joined
 from fewstep.students.matching import MatchingObjective
 from fewstep.teachers.interfaces import Batch, Evaluations, LossTerms, Objective, Progress
 
@@ -18,7 +20,8 @@ class MatchingFinish(Finish):
     others the method's, which holds the student to the teacher's map and to its several steps. The losses are
     comparable where `weight` is about 1: that of matching is taken over the whole image, as the distances are. The
     weight grows from nothing over the first RAMP of the finish, while the fake denoiser, which starts as the teacher,
-    learns what the student makes. An adversarial finish around this one judges matching's images.
+    learns what the student makes. The student is called once for both parts. An adversarial finish around this one
+    judges matching's images.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class MatchingFinish(Finish):
         super().__init__(objective, weight=weight, share=share)
         self.images, self.lr_scale, self.fake = images, lr_scale, matching.fake
         self._matching = [matching]  # in a list: the student is a part of this module already
+        self._apart = has_dropout(self.network)  # a method has one mask for both of its points
         self.cost = _mixed(objective.cost, matching.cost, share * images)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -56,9 +60,12 @@ class MatchingFinish(Finish):
         own = num - max(1, round(self.images * num))
         if own < 1 or not self.has_begun(progress):
             return self.objective(batch, progress, generator)
-        terms = self.objective(_part(batch, slice(own)), progress, generator)
-        matching = self._matching[0]
-        losses = matching.losses(_part(batch, slice(own, None)), generator, learns=True)
+        matching, part = self._matching[0], _part(batch, slice(own, None))
+        rider = Rider(*matching.inputs(part, generator), part.condition)
+        with nullcontext() if self._apart else joined(self.network, rider):
+            terms = self.objective(_part(batch, slice(own)), progress, generator)
+        images = self.network(rider.x, rider.sigma, part.condition) if rider.images is None else rider.images
+        losses = matching.losses(part, generator, learns=True, made=(images, rider.sigma))
         assert losses.student is not None
         weight = self.weight_at(progress) * losses.estimate[0].numel()
         log = {"fake_loss": losses.fake.detach().mean(), "matching_loss": losses.student.detach().mean()}

@@ -60,6 +60,27 @@ def test_in_the_finish_the_batch_is_divided_and_curves_show_the_method(build: An
     assert float(added[0]) == pytest.approx(float(size * matching + fake), rel=1e-4)
 
 
+def test_the_student_is_called_once_for_both_parts_and_learns_what_it_learns_of_two_calls(build: Any):
+    gradients, calls = [], []
+    for apart in (False, True):
+        objective = build(share=1.0).train()
+        objective._apart = apart
+        handle = objective.network.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        terms_of(objective, 9).loss.mean().backward()
+        handle.remove()
+        gradients.append([each.grad for each in objective.parameters()])
+        assert calls.count(True) == (2 if apart else 1)
+        calls.clear()
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_with_dropout_the_parts_are_apart_so_that_both_points_of_a_method_have_one_mask(tiny_unet: Any):
+    teacher = ddpm_model(tiny_unet(seed=1), build_scheduler(1000, "linear", "v_prediction"))
+    student = ConsistencyModel(tiny_unet(seed=2, dropout=0.1))
+    assert Matching().build(ECT().build(student, teacher), student, teacher)._apart
+
+
 def test_its_weight_on_the_student_grows_from_nothing_and_the_fake_learns_from_its_start(build: Any):
     objective = build(share=0.5).train()
     with torch.no_grad():  # at first it is the teacher, and then nothing drives the student
