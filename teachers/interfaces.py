@@ -178,10 +178,15 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Following:
-    """A module's tensors and those of one that it follows, looked up once: that takes longer than to move them."""
+    """A module's tensors and those of one that it follows, looked up once: that takes longer than to move them.
 
-    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+    flat: the parameters of both in one piece each, where they lie so.
+    """
+
+    def __init__(self, average: nn.Module, network: nn.Module, flat: tuple[Tensor, Tensor] | None = None) -> None:
         self._mine, self._theirs = list[Tensor](average.parameters()), list[Tensor](network.parameters())
+        if flat is not None:
+            self._mine, self._theirs = [flat[0]], [flat[1]]
         self._buffers = list(zip(average.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()

@@ -29,7 +29,9 @@ from fewstep.files import (
 from fewstep.pipeline.training.levels import LevelLosses
 
 MANIFEST = "MANIFEST.json"
+FORMAT = 3
 FORM = {
+    "format": int,
     "step": int,
     "config_hash": str,
     "losses": [float],
@@ -66,7 +68,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState, config_hash: 
         files = {
             path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(stage.iterdir())
         }
-        manifest = {"format": 2, "step": step, "config_hash": config_hash, "losses": state.losses}
+        manifest = {"format": FORMAT, "step": step, "config_hash": config_hash, "losses": state.losses}
         write_json(stage / MANIFEST, sealed(manifest | {"levels": asdict(state.levels), "files": files}))
     verify_checkpoint(target)
     found = list_checkpoints(folder)
@@ -131,6 +133,8 @@ def latest_checkpoint(folder: Path, config_hash: str, say: Callable[[str], None]
             say(f"WARNING: {error}; trying the checkpoint before it")
             why = why or str(error)
             continue
+        if manifest["format"] != FORMAT:
+            raise UserError(path, None, f"was made by another version of fewstep; remove {folder} to start anew")
         if manifest["config_hash"] != config_hash:
             raise UserError(
                 path,

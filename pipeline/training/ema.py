@@ -1,10 +1,12 @@
 """The exponential moving average of a network's weights."""
 
 import copy
+from collections.abc import Iterable
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep.pipeline.training.flat import Flat, flattened
 from fewstep.teachers.interfaces import Following
 
 
@@ -19,10 +21,17 @@ class EMA:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.halflife_images = halflife_kimg * 1000
         self._followed = network
+        self._flat: tuple[Tensor, Tensor] | None = None
+
+    def lie_like(self, flats: Iterable[Flat]) -> None:
+        """Put the average's weights into one piece, where those of the network are one of these."""
+        for flat in flats:
+            if flat.holds(list(self._followed.parameters())):
+                self._flat = flattened(list(self.network.parameters())), flat.whole
 
     @cached_property
     def _following(self) -> Following:
-        return Following(self.network, self._followed)
+        return Following(self.network, self._followed, self._flat)
 
     def update(self, images: int, batch_size: int) -> None:
         """Move towards the network after a step of `batch_size` images, `images` seen in all."""

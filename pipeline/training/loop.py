@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -19,6 +20,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
+from fewstep.pipeline.training.flat import Flat
 from fewstep.pipeline.training.levels import sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.processes import training as together_in_steps
@@ -98,7 +100,11 @@ def train(
     emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
     averages = {name: ema.network for name, ema in emas.items()}
     kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
-    optimizer = _optimizer(objective, config)
+    groups = [{**group, "params": Flat(group["params"])} for group in objective.parameter_groups()]
+    flats = [group["params"] for group in groups]
+    for ema in emas.values():
+        ema.lie_like(flats)
+    optimizer = _optimizer(groups, config)
     state = TrainingState(objective=objective, ema=kept, optimizer=optimizer)
     step = 0
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
@@ -106,13 +112,13 @@ def train(
         say(f"  continues at step {step} of {job.total_steps}")
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
     wrapped = accelerator.prepare(objective)
-    optimizer.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
+    objective.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:
         with together_in_steps(), deferred_signals() as pending:
             skips = config.optimizer == "adamw"  # it alone can leave out an update by itself: see `_Training.step`
             late = skips and _is_asynchronous(accelerator.device) and accelerator.num_processes == 1
-            training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
+            training = _Training(job, accelerator, wrapped, flats, optimizer, emas, state, log, pending, late)
             training.run(step, probe, probe_kimg)
     finally:
         if log:
@@ -120,9 +126,9 @@ def train(
     return averages
 
 
-def _optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of an objective's groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
-    groups = objective.parameter_groups()
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of flat groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
+    groups = [{**group, "params": [group["params"].whole]} for group in groups]
     given = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
         return torch.optim.RAdam(groups, decoupled_weight_decay=True, **given)
@@ -145,6 +151,7 @@ class _Training:
     job: TrainingJob
     accelerator: Accelerator
     wrapped: nn.Module
+    flats: list[Flat]
     optimizer: torch.optim.Optimizer
     emas: dict[str, EMA]
     state: TrainingState
@@ -233,24 +240,18 @@ class _Training:
         else:
             self.read()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return extra
 
     def clip(self) -> Tensor:
         """Clip each group of parameters by its own norm, so that none scales another's step; the norms before [G].
 
-        That of a group without a gradient in this step is 0. As `torch.nn.utils.clip_grad_norm_`, which takes twice as
-        long to sort tensors by device and dtype: here all are of one.
+        That of a group without a gradient in this step is 0.
         """
         norms = list[Tensor]()
-        for group in self.optimizer.param_groups:
-            gradients = [each.grad for each in group["params"] if each.grad is not None]
-            if not gradients:
-                norms.append(torch.zeros((), device=self.accelerator.device))
-                continue
-            norms.append(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
-            torch._foreach_mul_(gradients, (self.job.config.gradient_clip / (norms[-1] + 1e-6)).clamp(max=1.0))
-        return torch.stack(norms)
+        for flat in self.flats:
+            flat.gather()
+            norms.append(nn.utils.clip_grad_norm_(flat.whole, self.job.config.gradient_clip))
+        return torch.stack([moved(norm, self.accelerator.device) for norm in norms])
 
     def _probe_is_due(self, done: int, probe_kimg: float) -> bool:
         """Whether a multiple of `probe_kimg` lies between the last log line and step `done`, or training ends."""
