@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.training import TrainConfig
+from fewstep.pipeline.data.feed import Batches, Feed
+from fewstep.pipeline.data.training import TrainingData
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
 from fewstep.pipeline.training.levels import BINS, sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.processes import training as together_in_steps
-from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator
+from fewstep.pipeline.training.randomness import key, keyed_generator
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
 from fewstep.teachers.interfaces import Batch, Condition, Objective, Progress, moved
@@ -36,13 +39,17 @@ class TrainingJob:
     """What to train on, how, and where its files go. `title` also names the stream of its randomness."""
 
     title: str
-    images: Tensor
-    """uint8 [N,C,H,W]."""
-    labels: Tensor | None
+    data: TrainingData
+    labelled: bool
+    """Whether the networks take labels."""
+    workers: int
+    """Processes that read and decode batches ahead of this one."""
     horizontal_flip: bool
     config: TrainConfig
     slices: int
     """Parts of a batch, each with randomness of its own; a multiple of the number of processes."""
+    parts: range
+    """Those of this process."""
     seed: int
     config_hash: str
     checkpoints: Path
@@ -54,15 +61,28 @@ class TrainingJob:
         """Optimizer steps: the length in kimg, rounded up to whole batches."""
         return math.ceil(self.config.kimg * 1000 / self.config.batch_size)
 
+    @cached_property
+    def feed(self) -> Feed:
+        """Which images are in which batch."""
+        return self.data.feed(self.seed, self.config.batch_size, labelled=self.labelled)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The images of this process, on their way."""
+        size = self.config.batch_size // self.slices
+        part = slice(self.parts.start * size, self.parts.stop * size)
+        return Batches(self.feed, part, self.total_steps, self.workers)
+
     def batch(self, step: int, part: int, device: torch.device) -> Batch:
         """Slice `part` of the global batch of `step`, in [-1, 1]; mirrored by chance where configured."""
-        indices = batch_indices(self.seed, len(self.images), self.config.batch_size, step)
-        indices = indices.chunk(self.slices)[part]
-        images = moved(self.images[indices], device).float() / 127.5 - 1
+        pixels, labels = self.batches.get(step)
+        mine = self.parts.index(part)
+        images = pixels.chunk(len(self.parts))[mine]
+        images = moved(images, device).float() / 127.5 - 1
         if self.horizontal_flip:
-            coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
+            coin = torch.rand(len(images), generator=keyed_generator(self.seed, "flip", step, part))
             images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
-        labels = None if self.labels is None else moved(self.labels[indices], device)
+        labels = None if labels is None else moved(labels.chunk(len(self.parts))[mine], device)
         return Batch(images=images, condition=Condition(labels=labels))
 
     def learning_rate(self, step: int) -> float:
@@ -115,6 +135,7 @@ def train(
             training = _Training(job, accelerator, wrapped, optimizer, emas, state, log, pending, late)
             training.run(step, probe, probe_kimg)
     finally:
+        job.batches.close()
         if log:
             log.close()
     return averages
@@ -271,7 +292,7 @@ class _Training:
             if self.accelerator.num_processes > 1:
                 loss, total, self.signal, by_level = self._shared(loss, total, by_level)
             if not all(map(math.isfinite, (loss, total, *norms))):
-                indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
+                indices = job.feed.indices(taken.step).tolist()
                 raise UserError(
                     f"{job.title}.train",
                     None,
