@@ -15,7 +15,8 @@ from fewstep.eval.images import TensorImages
 from fewstep.files import sha256_file
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.stored import StoredData
-from fewstep.pipeline.training.loop import TrainingJob, train
+from fewstep.pipeline.training.job import TrainingJob
+from fewstep.pipeline.training.loop import train
 from fewstep.teachers.interfaces import Evaluations, LossTerms, Objective, randn
 
 CONFIG = TrainConfig(

@@ -3,7 +3,9 @@
 A step's images depend on (seed, step) alone: training that is taken up, in any number of processes, has the same ones.
 """
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,6 +87,10 @@ class Batches:
         self._step = -1
         self._pixels: Pixels | None = None
         self._coming: Iterator[Any] | None = None
+        self._end: Callable[[], object] = dict
+        self._failed: Exception | None = None
+        if workers:  # before torch takes the end of Python for its own, and Python waits for its children
+            atexit.register(_close, weakref.ref(self))
 
     def get(self, step: int) -> tuple[Tensor, Tensor | None]:
         """uint8 [B, C, H, W] and labels int64 [B], or None, of this process's part of the batch of `step`."""
@@ -97,10 +103,11 @@ class Batches:
 
     def close(self) -> None:
         """End the processes that read ahead."""
-        self._coming = self._pixels = None
+        self._end()
+        self._end, self._coming, self._pixels = dict, None, None
 
     def _from(self, step: int) -> Iterator[Any]:
-        self._coming = None  # of two sets of processes the first ends before the second begins
+        self.close()
         feed, requests = self._feed, self._feed.requests(step, max(self._stop, step + 1), self._part)
         if self._workers == 0:
             return map(feed.reader, requests)
@@ -109,7 +116,7 @@ class Batches:
             DataLoader(
                 _Answers(feed.reader),
                 batch_size=None,
-                sampler=requests,
+                sampler=self._until_one_fails(requests),
                 num_workers=self._workers,
                 prefetch_factor=AHEAD,
                 collate_fn=_as_it_is,
@@ -117,13 +124,24 @@ class Batches:
                 generator=torch.Generator(),  # not torch's own, which nothing here may move
             )
         )
+        self._end = coming._shutdown_workers  # type: ignore[attr-defined] # by hand: an error holds on to the iterator
         with suppress(ValueError):  # not the main thread, for which torch sets none either
             signal.signal(signal.SIGCHLD, before)  # torch's raises in the midst of a step: see `_next`
         return coming
 
+    def _until_one_fails(self, requests: Iterator[Any]) -> Iterator[Any]:
+        """What fails ahead of its step waits for it; raised in a DataLoader that begins, it would leave its processes."""
+        try:
+            yield from requests
+        except Exception as error:
+            self._failed = error
+
     def _next(self, coming: Iterator[Any]) -> Pixels:
         try:
             answer = next(coming)
+        except StopIteration:
+            assert self._failed is not None
+            raise self._failed from None
         except RuntimeError as error:  # a process that reads ahead is gone
             if self._workers == 0:
                 raise
@@ -134,6 +152,11 @@ class Batches:
         if isinstance(answer, OSError):
             raise answer
         return answer
+
+
+def _close(batches: "weakref.ref[Batches]") -> None:
+    if (still := batches()) is not None:
+        still.close()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fewstep.pipeline.config.teacher import TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.training import TrainingData, open_training
 from fewstep.pipeline.training import processes
-from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.randomness import key, keyed_generator
 from fewstep.progress import say
 
@@ -76,8 +76,7 @@ class RunContext:
 
     def begin(self) -> None:
         """What the leading process finds or makes of the data before the others need it."""
-        facts = processes.led(self._begun)
-        self.data_facts = facts
+        self.data_facts = processes.led(self._begun)
 
     def _begun(self) -> dict[str, Any]:
         if processes.number() > 1 and self.config.data.storage == "disk":

@@ -136,7 +136,7 @@ def training_features(
         return None
     source: IndexedImages = images if isinstance(images, StoredData | StreamedData) else indexed(images)
     if isinstance(images, StreamedData):
-        source = indexed(images.images(0, config.training_features))
+        source = indexed(images.some(MOST_SEARCHED)[: config.training_features])
     elif config.training_features < len(images):
         picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: config.training_features]
         source = Picked(source, picked.sort().values)
