@@ -130,7 +130,7 @@ class Batches:
         return coming
 
     def _until_one_fails(self, requests: Iterator[Any]) -> Iterator[Any]:
-        """What fails ahead of its step waits for it; raised in a DataLoader that begins, it would leave its processes."""
+        """What fails ahead of its step waits for it: in a beginning DataLoader it would leave processes behind."""
         try:
             yield from requests
         except Exception as error:

@@ -41,7 +41,7 @@ class PixelFile:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return PixelFile, (self.path, self.count, self.shape)
 
     def images(self, start: int, stop: int) -> Tensor:
