@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
-from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share, labels_for
-from fewstep.eval.interfaces import Sampler
+from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share, indexed, labels_for
+from fewstep.eval.interfaces import IndexedImages, Sampler
 from fewstep.eval.quality.classes import NEIGHBOURS, RealClasses
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.quality.floor import floor
@@ -80,7 +80,7 @@ def benchmark(
     subjects: Sequence[Subject],
     *,
     reference: Reference,
-    shown: Tensor | None,
+    shown: Tensor | IndexedImages | None,
     training_images: Tensor | None,
     training_features: Tensor | None = None,
     classes: RealClasses | None = None,
@@ -133,7 +133,7 @@ def benchmark(
     )
     if shown is not None:
         picked = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))[:64]
-        save_grid(folder / "grids" / "real.png", shown[picked])
+        save_grid(folder / "grids" / "real.png", indexed(shown).take(picked))
     for subject in subjects:
         run.quality(subject)
     run.timing()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 import torch
@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.interfaces import Sampler
+from fewstep.eval.interfaces import ImageSource, IndexedImages, Sampler
 from fewstep.eval.noise import KeyedNoise
 
 LONGEST_SIDE = 4096  # pixels
+BLOCK = 1000  # images of a source in memory at a time
 ENCODING = "uint8 = round(127.5 x + 127.5) clamped to 0..255, x in [-1, 1]"
 
 
@@ -36,31 +37,46 @@ def check_size(name: object, shape: Sequence[object]) -> None:
         raise UserError(name, None, remedy)
 
 
-def check_varied(name: str, images: Tensor) -> None:
+def check_varied(name: str, images: Tensor | IndexedImages) -> None:
     """UserError where all images [N, C, H, W] are the same one: nothing can be measured on a spread of zero."""
-    if len(images) > 1 and all(torch.equal(image, images[0]) for image in images):
-        low, high = int(images[0].min()), int(images[0].max())
+    source = indexed(images)
+    first = source.images(0, 1)
+    if len(source) > 1 and all(torch.equal(block, first.expand_as(block)) for block in _blocks(source)):
+        low, high = int(first.min()), int(first.max())
         what = f"one flat grey of {low}" if low == high else "one picture"
-        remedy = f"all {len(images):,} images are the same ({what}): nothing can be measured on them"
+        remedy = f"all {len(source):,} images are the same ({what}): nothing can be measured on them"
         raise UserError(name, None, remedy)
 
 
-def full_range_share(images: Tensor) -> float:
+def full_range_share(images: Tensor | IndexedImages) -> float:
     """The share of uint8 [N, C, H, W] that reach from 0 to 255, in 0..1; blocks of a file are read one by one.
 
     Few photographs do; all images do that were scaled by their own minimum and maximum.
     """
-    reaching = [(part.flatten(1).amin(1) == 0) & (part.flatten(1).amax(1) == 255) for part in images.split(1000)]
+    blocks = (block.flatten(1) for block in _blocks(indexed(images)))
+    reaching = [(block.amin(1) == 0) & (block.amax(1) == 255) for block in blocks]
     return torch.cat(reaching).double().mean().item()
 
 
-def pixels_sha256(images: Tensor) -> str:
+def pixels_sha256(images: Tensor | IndexedImages) -> str:
     """sha256 of the shape (as a JSON list) and the pixels of uint8 [N, C, H, W]."""
-    if images.dtype != torch.uint8:
+    if isinstance(images, Tensor) and images.dtype != torch.uint8:
         raise TypeError(f"uint8 expected, not {images.dtype}")
-    digest = sha256(json.dumps(list(images.shape)).encode())
-    digest.update(images.cpu().contiguous().numpy().data)
+    source, digest = indexed(images), sha256()
+    for number, block in enumerate(_blocks(source)):
+        if number == 0:
+            digest.update(json.dumps([len(source), *block.shape[1:]]).encode())
+        digest.update(block.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def indexed(images: Tensor | IndexedImages) -> IndexedImages:
+    """A uint8 tensor [N, C, H, W] as a source; a source as it is."""
+    return TensorImages(images) if isinstance(images, Tensor) else images
+
+
+def _blocks(source: ImageSource) -> Iterator[Tensor]:
+    return (source.images(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
 
 
 class TensorImages:
@@ -75,8 +91,30 @@ class TensorImages:
         """Images start..stop-1, uint8 [N, C, H, W]."""
         return self.tensor[start:stop]
 
+    def take(self, indices: Tensor) -> Tensor:
+        """The images of `indices` [B], uint8 [B, C, H, W]."""
+        return self.tensor[indices]
+
     def __len__(self) -> int:
         return len(self.tensor)
+
+
+class Picked:
+    """Some images of a source, in an order of their own: `indices` int64 [N]."""
+
+    def __init__(self, source: IndexedImages, indices: Tensor) -> None:
+        self.source, self.indices = source, indices
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, uint8 [N, C, H, W]."""
+        return self.source.take(self.indices[start:stop])
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The images of `indices` [B] of these, uint8 [B, C, H, W]."""
+        return self.source.take(self.indices[indices])
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 class StoredImages(TensorImages):

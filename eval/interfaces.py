@@ -60,3 +60,11 @@ class ImageSource(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+
+class IndexedImages(ImageSource, Protocol):
+    """Images that can be had in any order, from memory or from the disk."""
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The images of `indices`, int64 [B], in that order, as uint8 [B, C, H, W] on the CPU."""
+        ...

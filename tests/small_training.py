@@ -11,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from fewstep.eval.images import TensorImages
 from fewstep.files import sha256_file
 from fewstep.pipeline.config.training import TrainConfig
-from fewstep.pipeline.training.loop import TrainingJob, train
+from fewstep.pipeline.data.stored import StoredData
+from fewstep.pipeline.training.job import TrainingJob
+from fewstep.pipeline.training.loop import train
 from fewstep.teachers.interfaces import Evaluations, LossTerms, Objective, randn
 
 CONFIG = TrainConfig(
@@ -31,6 +34,12 @@ CONFIG = TrainConfig(
     checkpoint_kimg=0.016,
     log_every=1,
 )
+
+
+def stored(images, labels=None):
+    """Training images in memory, uint8 [N, C, H, W]."""
+    provenance = {"shape": list(images.shape[1:])}
+    return StoredData(pixels=TensorImages(images), labels=labels, class_names=None, provenance=provenance)
 
 
 class Denoising(Objective):
@@ -83,11 +92,13 @@ class Training:
         images = torch.randint(0, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
         self.job = TrainingJob(
             title="teacher",
-            images=images,
-            labels=None,
+            data=stored(images),
+            labelled=False,
+            workers=0,
             horizontal_flip=True,
             config=CONFIG.model_copy(update=changes),
             slices=changes.get("slices", 1),
+            parts=range(changes.get("slices", 1)),
             seed=11,
             config_hash="c0ffee",
             checkpoints=folder / "checkpoints",

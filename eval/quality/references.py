@@ -22,8 +22,8 @@ from torch import Tensor
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.features.extractors import Extractor, sha256_tensors
 from fewstep.eval.features.overlap import each_batch
-from fewstep.eval.images import TensorImages, check_varied, full_range_share, pixels_sha256
-from fewstep.eval.interfaces import ImageSource
+from fewstep.eval.images import check_varied, full_range_share, indexed, pixels_sha256
+from fewstep.eval.interfaces import ImageSource, IndexedImages
 from fewstep.eval.quality.floor import half_distances
 from fewstep.eval.quality.metrics import Statistics, statistics
 from fewstep.files import (
@@ -76,7 +76,7 @@ def extract(extractor: Extractor, source: ImageSource, what: str, batch_size: in
     return features
 
 
-def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extractor) -> Reference:
+def load_reference(images: Tensor | IndexedImages, provenance: dict[str, Any], extractor: Extractor) -> Reference:
     """The reference made of uint8 [M, C, H, W]: from the cache, or computed and put there.
 
     `provenance` is {"dataset", "split"}; count and sha256 are added here.
@@ -95,7 +95,7 @@ def load_reference(images: Tensor, provenance: dict[str, Any], extractor: Extrac
         except UserError as error:
             logger.warning("%s; computing it again", error)
     if features is None:
-        features = extract(extractor, TensorImages(images), f"reference features ({extractor.name})")
+        features = extract(extractor, indexed(images), f"reference features ({extractor.name})")
         with _cache_errors(path):
             write_features(path, features, provenance, extractor)
     return Reference(provenance, features, statistics(features))

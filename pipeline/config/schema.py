@@ -53,6 +53,27 @@ class DataConfig(Section):
     )
     channels: Literal[1, 3] | None = Field(default=None, description="1 (grey) or 3 (RGB): convert; null: as they are")
     horizontal_flip: bool = Field(default=False, description="mirror training images at random")
+    storage: Literal["memory", "disk", "stream"] = Field(
+        default="memory",
+        description="where the training images lie: in memory, in an array on the disk that is made once, or where "
+        "they are, and are read through in windows",
+    )
+    shuffle_window: int | None = Field(
+        default=None, ge=2, description="rows of a stream that are shuffled together; null: 10000"
+    )
+    workers: int | None = no_number(
+        None, ge=0, le=64, description="processes that decode a stream, or read the disk, ahead; null: 2, of the disk 0"
+    )
+
+    @property
+    def window(self) -> int:
+        """Rows of a stream that are shuffled together."""
+        return 10_000 if self.shuffle_window is None else self.shuffle_window
+
+    @property
+    def reading_processes(self) -> int:
+        """Processes that read and decode ahead, beside each that trains."""
+        return (2 if self.storage == "stream" else 0) if self.workers is None else self.workers
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -62,7 +83,20 @@ class DataConfig(Section):
         for key in ("revision", "config_name"):
             if not self.source.startswith("hub:") and (value := getattr(self, key)) is not None:
                 raise UserError(key, value, "is of a data set on the hub (hub:ID): leave it out")
+        if self.storage != "stream" and self.shuffle_window is not None:
+            remedy = (
+                f"has no effect with {{here}}storage {self.storage}, which shuffles all images together: leave it out"
+            )
+            raise UserError("shuffle_window", self.shuffle_window, remedy)
+        if self.storage == "memory" and self.workers is not None:
+            raise UserError("workers", self.workers, "has no effect with {here}storage memory: leave it out")
+        if self.storage == "stream" and self.choice_split == self.split:
+            raise UserError("choice_split", self.choice_split, "is the split that is streamed: leave it out")
         if self.source == "digits":
+            if self.storage == "stream":
+                raise UserError(
+                    "storage", "stream", "the digits are 1,797 in memory and no stream: give memory or disk"
+                )
             if self.split != "train":
                 raise UserError("split", self.split, "the digits have one split, train")
             for key in ("reference_split", "choice_split", "image_column", "label_column"):
@@ -192,6 +226,12 @@ class Config(Section):
                     f"does not reach a student of {each.key}.method = {each.config.method.name}, which learns of the "
                 )
                 raise UserError("teacher.guidance", self.teacher.guidance, f"{remedy}data alone: choose another, or 1")
+        streamed = self.data.storage == "stream" and self.data.reference_split in (None, self.data.split)
+        if streamed and self.eval.reference is None:
+            remedy = (
+                "is required with data.storage stream: name a split to measure against, which is read into memory, "
+            )
+            raise UserError("data.reference_split", self.data.reference_split, f"{remedy}or set data.storage to disk")
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]
         self.check_shape((self.data.channels or known[0], size, size))

@@ -1,7 +1,8 @@
 """Real images that choices are made on, and those that quality is measured against: no image is both.
 
 Choices (noise levels) are made on at most 2,000 images of `data.choice_split`. Without one, a fifth of the training
-images is set aside for them, at most 2,000; they are trained on all the same.
+images is set aside for them, at most 2,000; they are trained on all the same. Of a stream it is a fifth of its first
+window.
 """
 
 from collections.abc import Sequence
@@ -10,37 +11,41 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.eval.images import Picked, indexed
+from fewstep.eval.interfaces import IndexedImages
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import ImageData, load_data
+from fewstep.pipeline.data.stream import StreamedData
 
 MOST, SHARE, SEED = 2000, 5, 97  # the seed is of this permutation alone, whatever the run's seed is
 
 
-def choice_images(config: DataConfig, training: Tensor) -> Tensor:
+def choice_images(config: DataConfig, training: Tensor | IndexedImages) -> Tensor:
     """Images that choices are made on, uint8 [M, C, H, W]; `training` holds those of `config.split`.
 
     UserError: they are fewer than four.
     """
     if config.choice_split is None:
-        images = training[_set_aside(training)]
+        images = indexed(training).take(_set_aside(training))
     else:
-        images = load_data(config, config.choice_split).images
-        images = images[_order(images)[:MOST]]
+        split = config.choice_split
+        source = indexed(training if split == config.split else load_data(config, split).images)
+        images = source.take(_order(len(source))[:MOST])
     if len(images) < 4:
         remedy = f"real images are too few to choose noise levels on; give 4 or more, or {4 * SHARE} to train on"
         raise UserError("data.choice_split", len(images), remedy)
     return images
 
 
-def reference_images(config: DataConfig, training: Tensor) -> tuple[Tensor, str]:
+def reference_images(config: DataConfig, training: Tensor | IndexedImages) -> tuple[Tensor | IndexedImages, str]:
     """Images that quality is measured against, uint8 [M, C, H, W], and what they are called in their provenance."""
     images, _, name = labelled_reference(config, training, None, None)
     return images, name
 
 
 def labelled_reference(
-    config: DataConfig, training: Tensor, labels: Tensor | None, names: Sequence[str] | None
-) -> tuple[Tensor, Tensor | None, str]:
+    config: DataConfig, training: Tensor | IndexedImages, labels: Tensor | None, names: Sequence[str] | None
+) -> tuple[Tensor | IndexedImages, Tensor | None, str]:
     """`reference_images` with their labels [M] between the two, None where there are none.
 
     labels, names: of `training`, by whose names the labels of another split are numbered too.
@@ -54,7 +59,8 @@ def labelled_reference(
     kept = torch.ones(len(training), dtype=torch.bool)
     kept[_set_aside(training)] = False
     name = f"{split}, without the {int((~kept).sum()):,} images that choices are made on"
-    return training[kept], None if labels is None else labels[kept], name
+    images = training[kept] if isinstance(training, Tensor) else Picked(training, kept.nonzero().squeeze(1))
+    return images, None if labels is None else labels[kept], name
 
 
 def _renumbered(data: ImageData, names: Sequence[str] | None) -> Tensor | None:
@@ -67,9 +73,12 @@ def _renumbered(data: ImageData, names: Sequence[str] | None) -> Tensor | None:
     return torch.tensor([numbers[name] for name in data.class_names])[data.labels]
 
 
-def _set_aside(training: Tensor) -> Tensor:
-    return _order(training)[: min(len(training) // SHARE, MOST)]
+def _set_aside(training: Tensor | IndexedImages) -> Tensor:
+    count = len(training)
+    if isinstance(training, StreamedData):
+        count = min(count, training.config.window)
+    return _order(count)[: min(count // SHARE, MOST)]
 
 
-def _order(images: Tensor) -> Tensor:
-    return torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
+def _order(count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED))

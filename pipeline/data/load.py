@@ -1,11 +1,12 @@
-"""Images and labels from any source, as one uint8 tensor with its provenance.
+"""Images and labels from any source, one by one or as one uint8 tensor, with their provenance.
 
-Every source is a stream of encoded images; resize, crop and colour conversion happen in `data_images`, in one
-place, and are recorded. Value range: uint8, [0, 255].
+Every source is a stream of encoded images; resize, crop and colour conversion happen in `decode`, in one place, and
+are recorded. Value range: uint8, [0, 255].
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.source import Rows, quiet_libraries
 
-_CLASSES = range(2**31)
+CLASSES = range(2**31)
+"""What a label may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,46 +39,81 @@ class ImageData:
     """JSON-able: source, split, columns, count, shape, transforms, sha256 of the pixels."""
 
 
-def load_data(config: DataConfig, split: str) -> ImageData:
-    """Read one split (`config.split` or `config.reference_split`). UserError for whatever is wrong."""
-    decoder = Decoder(image_size=config.image_size, channels=config.channels)
-    arrays: list[np.ndarray] = []
-    found: list[Any] = []
-    transforms: list[str] = []
-    if config.source == "digits":  # 1,797 handwritten ones (UCI optical recognition, test part): 8x8, values 0 to 16
+class DecodedRows:
+    """The images of one split, uint8 [H, W, C] each, one by one in the order of the source, with labels as stored.
+
+    UserError for whatever is wrong, as it is come to.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config, self.split = config, split
+        self._decoder = Decoder(image_size=config.image_size, channels=config.channels)
+        self._names: tuple[str, ...] | None = None
+        self._columns: dict[str, str | None] = {}
+
+    def __iter__(self) -> Generator[tuple[np.ndarray, Any], None, None]:
+        empty = True
+        for row in self._digits() if self.config.source == "digits" else self._rows():
+            empty = False
+            yield row
+        if empty:
+            raise UserError("data.source", self.config.source, f"split {self.split!r} holds no images")
+
+    def _digits(self) -> Iterator[tuple[np.ndarray, Any]]:
+        """1,797 handwritten ones (UCI optical recognition, test part): 8x8, values 0 to 16."""
         from sklearn.datasets import load_digits  # a second of imports that other sources do not need
 
         bunch: Any = load_digits()
+        self._names, self._columns = tuple(map(str, bunch["target_names"])), {"image": "images", "label": "target"}
         pixels = np.round(bunch["images"] * (255 / 16)).astype(np.uint8)
-        transforms = ["value = round(v * 255 / 16)"]
-        arrays = [decoder.fit(f"digit {index}", Image.fromarray(digit)) for index, digit in enumerate(pixels)]
-        found, names = bunch["target"].tolist(), tuple(map(str, bunch["target_names"]))
-        columns: dict[str, str | None] = {"image": "images", "label": "target"}
-    else:
+        for index, (digit, label) in enumerate(zip(pixels, bunch["target"].tolist(), strict=True)):
+            yield self._decoder.fit(f"digit {index}", Image.fromarray(digit)), label
+
+    def _rows(self) -> Iterator[tuple[np.ndarray, Any]]:
         with pillow_warnings(), quiet_libraries():
-            rows = Rows(config, split)
-            held, most = 0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # put together once
+            rows = Rows(self.config, self.split)
+            self._names, self._columns = rows.class_names, {"image": rows.image_column, "label": rows.label_column}
             for name, encoded, label in rows:
-                arrays.append(decoder.decode(name, encoded))
-                found.append(label)
-                if (held := held + arrays[-1].nbytes) > most:
-                    remedy = f"its images take more than the half of this machine's memory after {len(arrays):,}"
-                    raise UserError("data.source", config.source, f"{remedy}: set data.image_size to a smaller one")
-        names, columns = rows.class_names, {"image": rows.image_column, "label": rows.label_column}
-    if not arrays:
-        raise UserError("data.source", config.source, f"split {split!r} holds no images")
-    labels, names = _labels(found, names, config.label_column)
+                yield self._decoder.decode(name, encoded), label
+
+    def labels(self, found: Sequence[Any]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+        """What came with all the images as int64 [N], and the names of the classes; None where they are no labels."""
+        return _labels(found, self._names, self.config.label_column)
+
+    def provenance(
+        self, shape: Sequence[int], sha256: str, labels: Tensor | None, names: tuple[str, ...] | None
+    ) -> dict[str, Any]:
+        """What is kept of images [N, C, H, W] of this split and of their labels."""
+        transforms = ["value = round(v * 255 / 16)"] if self.config.source == "digits" else []
+        return {
+            "source": self.config.source,
+            "split": self.split,
+            "columns": self._columns | ({"label": None} if labels is None else {}),
+            "count": shape[0],
+            "shape": list(shape[1:]),
+            "classes": None if names is None else list(names),
+            "transforms": transforms + self._decoder.transforms(),
+            "sha256": sha256,
+        }
+
+
+def load_data(config: DataConfig, split: str) -> ImageData:
+    """Read one split (`config.split` or `config.reference_split`). UserError for whatever is wrong."""
+    rows = DecodedRows(config, split)
+    arrays: list[np.ndarray] = []
+    found: list[Any] = []
+    held, most = 0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # put together once
+    with closing(iter(rows)) as decoded:
+        for array, label in decoded:
+            arrays.append(array)
+            found.append(label)
+            if (held := held + array.nbytes) > most:
+                remedy = f"its images take more than the half of this machine's memory after {len(arrays):,}"
+                remedy += ": set data.image_size to a smaller one, or data.storage to disk"
+                raise UserError("data.source", config.source, remedy)
+    labels, names = rows.labels(found)
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    provenance = {
-        "source": config.source,
-        "split": split,
-        "columns": columns | ({"label": None} if labels is None else {}),
-        "count": len(images),
-        "shape": list(images.shape[1:]),
-        "classes": None if names is None else list(names),
-        "transforms": transforms + decoder.transforms(),
-        "sha256": pixels_sha256(images),
-    }
+    provenance = rows.provenance(images.shape, pixels_sha256(images), labels, names)
     return ImageData(images=images, labels=labels, class_names=names, provenance=provenance)
 
 
@@ -88,9 +125,9 @@ def _labels(
         class_names = tuple(sorted(set(found)))
         index = {name: number for number, name in enumerate(class_names)}
         return torch.tensor([index[label] for label in found]), class_names
-    if all(isinstance(label, int) and label in _CLASSES for label in found):
+    if all(isinstance(label, int) and label in CLASSES for label in found):
         return torch.tensor(found, dtype=torch.int64), class_names
     if column is not None:
-        row, label = next((row, label) for row, label in enumerate(found) if label not in _CLASSES)
+        row, label = next((row, label) for row, label in enumerate(found) if label not in CLASSES)
         raise UserError("data.label_column", column, f"row {row} has the label {label!r}: not a class")
     return None, None

@@ -1,14 +1,15 @@
 """Opens one split of a data set through `datasets`, and finds its image and label columns.
 
-Local sources are streamed: nothing is copied into a cache. Hub data sets are cached by `datasets` as usual.
+Local sources are streamed: nothing is copied into a cache. Hub data sets are cached by `datasets` as usual, unless
+they are to be streamed too.
 """
 
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,56 +19,78 @@ from fewstep.pipeline.config.schema import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from pyarrow import Table
 
 T = TypeVar("T")
 
+TABLE = 100  # rows read at once: few, as they may be photographs
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
+OFFLINE = (
+    "the hub cannot be reached and nothing is cached: use parquet:PATH or imagefolder:PATH, or set HF_ENDPOINT to a "
+    "mirror"
+)
 _SHARD = re.compile(r"(?P<split>\w+?)-\d+-of-\d+")
 
 
 class Rows:
     """The rows of one split of a hub:, parquet: or imagefolder: source, in order; whatever is wrong is a UserError.
 
-    Each is a name for errors, the image's bytes or file (None: missing), and its label as stored.
+    Each is a name for errors, the image's bytes or file (None: missing), and its label as stored. `streamed`: one of
+    the hub is streamed as well, from the commit `revision`.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        kind, _, place = config.source.partition(":")
-        path = Path(place).expanduser()
+    def __init__(self, config: DataConfig, split: str, *, streamed: bool = False, revision: str | None = None) -> None:
+        kind, place, path = parts(config)
         self.place = f"{config.source} ({split})"
         with unreadable(config.source, "cannot be read"):
+            self.files = parquet_files(config, path, split) if kind == "parquet" else []
             import datasets  # two seconds of imports that the digits do not need
             from datasets import config as places
 
             if kind == "hub":
-                dataset: Dataset | IterableDataset = _open_hub(config, place, split)
+                dataset: Dataset | IterableDataset = _open_hub(config, place, split, streamed, revision)
                 self.folders = [places.HF_CACHE_HOME, places.HF_DATASETS_CACHE]
             else:
-                dataset = _open_local(config, kind, path, split)
+                dataset = _open_local(config, path, split, self.files)
                 self.folders = [path] if kind == "imagefolder" else []
             features: Mapping[Any, Any] = dataset.features or {}
             self.image_column = _image_column(config, features)
             self.label_column = _label_column(config, features, self.image_column)
-            labels = features.get(self.label_column)
+            self.label_type = labels = features.get(self.label_column)
             self.class_names = tuple(labels.names) if isinstance(labels, datasets.ClassLabel) else None
+            splits: Mapping[Any, Any] = dataset.info.splits or {}
+            self.declared: int | None = splits[split].num_examples if split in splits else None
             self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Path | None, Any]]:
-        stream = iter(self.dataset)
-        for index in count():
-            where = f"{self.place}, row {index}"
-            with unreadable(where, "cannot be read"):
-                row: Any = next(stream, None)
-            if row is None:
+        for index, (image, label) in enumerate(chain.from_iterable(map(rows_of, self.tables()))):
+            yield *self.encoded(index, image), label
+
+    def encoded(self, index: int, image: dict[str, Any] | None) -> tuple[str, bytes | Path | None]:
+        """A name for errors and the encoded image of row `index`, as a table has it."""
+        where, image = f"{self.place}, row {index}", image or {"bytes": None, "path": None}
+        if image["bytes"] is None and image["path"] is not None:
+            return image["path"], self._inside(where, image["path"])
+        return where, image["bytes"]
+
+    def tables(self, file: int | None = None) -> "Iterator[Table]":
+        """The rows as tables of an image and a label, of one parquet file (by its place in `files`) or of all."""
+        dataset, index = self.dataset, 0
+        if file is not None and len(self.files) > 1:
+            dataset = dataset.shard(num_shards=len(self.files), index=file)
+        columns = [self.image_column, *([self.label_column] if self.label_column else [])]
+        stream = iter(dataset.with_format("arrow").iter(batch_size=TABLE))
+        while True:
+            where = self.place if file is None else self.files[file]
+            with unreadable(f"{where}, row {index}", "cannot be read"):
+                table: Any = next(stream, None)
+            if table is None:
                 return
-            image = row[self.image_column] or {"bytes": None, "path": None}
-            encoded, path = image["bytes"], image["path"]
-            if encoded is None and path is not None:
-                encoded, where = self._inside(where, path), path
-            yield where, encoded, row.get(self.label_column)
+            index += len(table)
+            yield table.select(columns)
 
     def _inside(self, where: str, path: str) -> Path:
         """The file that a row names: of the image folder, or of the hub's cache; a parquet file names none."""
@@ -77,47 +100,78 @@ class Rows:
         return found
 
 
-def _open_hub(config: DataConfig, name: str, split: str) -> "Dataset":
+def rows_of(table: "Table") -> Iterator[tuple[dict[str, Any] | None, Any]]:
+    """The images, {"bytes", "path"}, and labels (None where there is no such column) of a table."""
+    columns = [column.to_pylist() for column in table.columns]
+    return zip(columns[0], columns[1] if len(columns) > 1 else repeat(None, len(table)), strict=True)
+
+
+def parts(config: DataConfig) -> tuple[str, str, Path]:
+    """The kind of a source, what stands behind the colon, and that as a path."""
+    kind, _, place = config.source.partition(":")
+    return kind, place, Path(place).expanduser()
+
+
+def _open_hub(
+    config: DataConfig, name: str, split: str, streamed: bool, revision: str | None
+) -> "Dataset | IterableDataset":
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
-    if not _HUB_ID.fullmatch(name) or Path(name).exists():
-        remedy = "is no id of a data set on the hub, or the name of a file or folder here; local data are parquet:PATH"
-        raise UserError("data.source", config.source, f"{remedy} or imagefolder:PATH")
+    check_hub_id(config, name)
     try:
-        found = load_dataset(name, config.config_name, revision=config.revision)
+        given = revision or config.revision
+        found: Any = load_dataset(name, config.config_name, revision=given, streaming=streamed)
     except DatasetNotFoundError:
         at = f" at revision {config.revision}" if config.revision else ""
         raise UserError("data.source", config.source, f"no such public data set on the hub{at}") from None
     except ConnectionError:
-        remedy = "the hub cannot be reached and nothing is cached: use parquet:PATH or imagefolder:PATH,"
-        raise UserError("data.source", config.source, f"{remedy} or set HF_ENDPOINT to a mirror") from None
+        raise UserError("data.source", config.source, OFFLINE) from None
     return _pick(config, found, split)
 
 
-def _open_local(config: DataConfig, kind: str, path: Path, split: str) -> "IterableDataset":
+def check_hub_id(config: DataConfig, name: str) -> None:
+    """UserError for what is no id of a data set on the hub."""
+    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+        remedy = "is no id of a data set on the hub, or the name of a file or folder here; local data are parquet:PATH"
+        raise UserError("data.source", config.source, f"{remedy} or imagefolder:PATH")
+
+
+def _open_local(config: DataConfig, path: Path, split: str, files: Sequence[str]) -> "IterableDataset":
+    """`files`: those of a parquet source; of an image folder there are none."""
     from datasets import load_dataset
     from datasets.data_files import EmptyDatasetError
 
-    if not path.exists() or (kind == "imagefolder" and not path.is_dir()):
-        fault = "is not a folder" if path.exists() else "no such file or folder"
-        raise UserError("data.source", config.source, fault)
     with TemporaryDirectory() as cache:  # `datasets` wants a cache folder for streams too: an empty one, gone at once
-        if kind == "imagefolder":
+        if not files:
+            check_there(config, path)
             try:
-                found = load_dataset(kind, data_dir=str(path), streaming=True, cache_dir=cache)
+                found = load_dataset("imagefolder", data_dir=str(path), streaming=True, cache_dir=cache)
             except EmptyDatasetError:
                 raise UserError("data.source", config.source, "the folder holds no images") from None
             return _pick(config, found, split)
-        shards: dict[str, list[str]] = {}
-        for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
-            if not file.is_file():
-                raise UserError(file, None, "is no regular file, or a link to nothing: remove it")
-            shards.setdefault(_split_of(file), []).append(str(file))
-        if not shards:
-            raise UserError("data.source", config.source, "the folder holds no .parquet files")
-        files = {split: _pick(config, shards, split)}
-        return load_dataset(kind, data_files=files, streaming=True, cache_dir=cache)[split]
+        given: Any = {"data_files": {split: list(files)}, "batch_size": 10 * TABLE}  # not a whole row group at once
+        return load_dataset("parquet", streaming=True, cache_dir=cache, **given)[split]
+
+
+def check_there(config: DataConfig, path: Path) -> None:
+    """UserError where a local source is not there, or an image folder is none."""
+    if not path.exists() or (config.source.startswith("imagefolder:") and not path.is_dir()):
+        fault = "is not a folder" if path.exists() else "no such file or folder"
+        raise UserError("data.source", config.source, fault)
+
+
+def parquet_files(config: DataConfig, path: Path, split: str) -> list[str]:
+    """The parquet files of a split, in order: UserError where there are none."""
+    check_there(config, path)
+    shards: dict[str, list[str]] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+        if not file.is_file():
+            raise UserError(file, None, "is no regular file, or a link to nothing: remove it")
+        shards.setdefault(_split_of(file), []).append(str(file))
+    if not shards:
+        raise UserError("data.source", config.source, "the folder holds no .parquet files")
+    return _pick(config, shards, split)
 
 
 def _split_of(file: Path) -> str:

@@ -31,7 +31,7 @@ def measure_speed(config: Config, blocks: int, methods: Collection[str], out: Pa
         facts = {
             "name": config.name,
             "environment": environment(run.device),
-            "shape": list(run.data.images.shape[1:]),
+            "shape": list(run.data.shape),
             "network_parameters": sum(each.numel() for each in subjects.teacher()[0].network.parameters()),
             "precision": config.teacher.train.precision,
         }

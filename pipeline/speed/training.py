@@ -22,8 +22,9 @@ from fewstep.pipeline.speed.turns import BLOCK, Step, Turns
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.student import student_objective
 from fewstep.pipeline.stages.teacher import teacher_objective
+from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.log import TrainingLog
-from fewstep.pipeline.training.loop import TrainingJob, train
+from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
 from fewstep.students.convert import convert_teacher
 from fewstep.students.ddim import ddim_student
@@ -36,6 +37,7 @@ from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
 TRAJECTORIES = 256
+RIVALS_IMAGES = 10_000  # at most, which lie in memory
 MATRIX = 2048  # side of the matrices whose product tells how fast the device multiplies
 
 
@@ -106,7 +108,7 @@ def measure_training(subjects: Subjects, blocks: int, methods: Collection[str]) 
     """
     run, rows, rivals = subjects.run, {}, {}
     objective, scheduler = subjects.teacher()
-    network, images = bare(objective.network), run.data.images
+    network, images = bare(objective.network), run.data.first(RIVALS_IMAGES)[0]
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     others: dict[str, Step] = {}
     if scheduler is not None and not subjects.config.class_conditional:
@@ -155,7 +157,7 @@ def _side_by_side(
     run: RunContext, name: str, objective: Objective, config: TrainConfig, blocks: int, others: Mapping[str, Step]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A row of the training in turn with its floor, and one for each rival beside it."""
-    floor = Floor(objective.to(run.device), config, tuple(run.data.images.shape[1:]))  # type: ignore[arg-type]
+    floor = Floor(objective.to(run.device), config, run.data.shape)
     turns = Turns({"floor": floor, **others}, run.device)
     turns.follow(objective)
     steps = BLOCK * (blocks + 1) + turns.stretch  # the first block warms up, the first stretch begins
@@ -200,14 +202,14 @@ def _overhead(run: RunContext, config: TrainConfig, step_ms: float) -> dict[str,
         log.write({"step": step + 1, **record})
         logging.append(time.perf_counter() - began)
     log.close()
+    job.batches.close()
     data_ms, log_ms = 1000 * sum(data) / len(data), 1000 * sum(logging) / len(logging) / config.log_every
     return {"data_ms": data_ms, "logging_ms": log_ms, "share_of_step": (data_ms + log_ms) / step_ms}
 
 
 def _arithmetic(run: RunContext, network: nn.Module, config: TrainConfig, floor_ms: float) -> dict[str, Any]:
     """Floating-point operations a second of the floor's step, beside those of large products of matrices."""
-    shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
-    call = Bare(copy.deepcopy(network).requires_grad_(True), shape, config.batch_size)
+    call = Bare(copy.deepcopy(network).requires_grad_(True), run.data.shape, config.batch_size)
     with FlopCounterMode(display=False) as counter:
         call().float().square().mean().backward()
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16

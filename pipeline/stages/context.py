@@ -1,5 +1,6 @@
 """What the stages of a run share: configuration, folder, device, data, and how training is set up."""
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from fewstep.errors import UserError, printable
 from fewstep.files import read_json
-from fewstep.pipeline.config.schema import Config, Training
+from fewstep.pipeline.config.keys import validated
+from fewstep.pipeline.config.schema import Config, DataConfig, Training
+from fewstep.pipeline.config.teacher import TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
-from fewstep.pipeline.data.load import ImageData, load_data
+from fewstep.pipeline.data.training import TrainingData, open_training
 from fewstep.pipeline.training import processes
-from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.randomness import key, keyed_generator
 from fewstep.progress import say
 
@@ -28,29 +30,34 @@ class RunContext:
         self.device = processes.join(cpu=config.device == "cpu")
 
     @cached_property
-    def data(self) -> ImageData:
-        """The training images; read when a stage needs them."""
+    def data(self) -> TrainingData:
+        """The training images; opened when a stage needs them."""
         config = self.config.data
         say(f"data: reading {printable(config.source)}, split {printable(config.split)}")
-        data = load_data(config, config.split)
-        self.config.check_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
-        if (kept := self._kept_facts()) is not None and kept.get("sha256") != data.provenance["sha256"]:
-            remedy = "the images have changed since this run began: put them back, or give another name (--name)"
-            raise UserError("data.source", config.source, remedy)
+        data = open_training(config, self.folder / "data", self._kept_facts(), checked=processes.leads())
+        self.config.check_shape(data.shape)
         return data
 
     @cached_property
-    def labels(self) -> Tensor:
-        """The classes of the training images, int64 [N]; UserError where the data have none."""
-        if self.data.labels is None:
+    def num_classes(self) -> int:
+        """How many classes the labels of the training images are of; UserError where the data have none."""
+        if (found := self.data.num_classes) is None:
             remedy = "the data have no labels, which a class-conditional teacher needs"
             raise UserError("data.label_column", self.config.data.label_column, remedy)
-        return self.data.labels
+        return found
 
-    @cached_property
-    def num_classes(self) -> int:
-        """How many classes the labels are of."""
-        return max(int(self.labels.max()) + 1, len(self.data.class_names or ()))
+    def labels_sha256(self) -> str:
+        """What the classes of the training images are known by; UserError where the data have none."""
+        assert self.num_classes
+        return self.data.labels_sha256
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the teacher, and so its students, take classes."""
+        if isinstance(self.config.teacher, TrainedTeacher):
+            return self.config.teacher.class_conditional
+        network = read_json(self.folder / "teacher" / "unet" / "config.json", {})
+        return network.get("num_class_embeds") is not None
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
@@ -61,7 +68,20 @@ class RunContext:
         """What data.json holds, None where there is none or it is of another data section."""
         path = self.folder / "data.json"
         kept = read_json(path, {}) if path.exists() else {}
-        return kept if kept.get("config") == self.config.to_dict()["data"] else None
+        section = kept.get("config")
+        with suppress(UserError):  # of another version
+            if isinstance(section, dict) and _read_alike(validated(DataConfig, section, "data."), self.config.data):
+                return kept
+        return None
+
+    def begin(self) -> None:
+        """What the leading process finds or makes of the data before the others need it."""
+        self.data_facts = processes.led(self._begun)
+
+    def _begun(self) -> dict[str, Any]:
+        if processes.number() > 1 and self.config.data.storage == "disk":
+            self.data  # noqa: B018 - which makes the array
+        return self.data_facts
 
     def title(self, student: str) -> str:
         """A student in what is printed."""
@@ -91,11 +111,13 @@ class RunContext:
                 raise UserError(f"{title}.train.batch_size", config.batch_size, remedy)
         return TrainingJob(
             title=title,
-            images=self.data.images,
-            labels=self.data.labels,
+            data=self.data,
+            labelled=self.conditional,
+            workers=self.config.data.reading_processes,
             horizontal_flip=self.config.data.horizontal_flip,
             config=config,
             slices=slices,
+            parts=processes.mine(slices),
             seed=self.config.seed if seed is None else seed,
             config_hash=config_hash,
             checkpoints=self.folder / "checkpoints" / stage,
@@ -109,6 +131,12 @@ class RunContext:
         if precision == "bf16" and self.device.type == "cpu" and not computes_in_bf16():
             say("  this processor has no arithmetic in bf16, so that train.precision fp32 is faster")
         return Accelerator(cpu=self.config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _read_alike(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two sections have the same images, and the same provenance of them."""
+    first, second = ({**each.numbers(), "storage": each.storage == "stream"} for each in (one, other))
+    return first == second
 
 
 def training_layout(precision: str) -> torch.memory_format:

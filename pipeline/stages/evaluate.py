@@ -11,6 +11,8 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
 from fewstep.eval.features.extractors import Extractor, load_extractor
+from fewstep.eval.images import Picked, indexed
+from fewstep.eval.interfaces import IndexedImages
 from fewstep.eval.quality.classes import RealClasses
 from fewstep.eval.quality.reference_files import read_reference
 from fewstep.eval.quality.references import Reference, load_reference
@@ -19,6 +21,9 @@ from fewstep.files import sha256_file
 from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import labelled_reference
+from fewstep.pipeline.data.stored import StoredData
+from fewstep.pipeline.data.stream import StreamedData
+from fewstep.pipeline.data.training import TrainingData
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
@@ -26,6 +31,9 @@ from fewstep.pipeline.stages.manifest import read_manifest
 from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.progress import say
 from fewstep.students.load import load_student
+
+MOST_SEARCHED = 2**27
+"""Numbers of training images that are not in memory, among which near-copies are looked for."""
 
 
 def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[str, Any]:
@@ -49,6 +57,7 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
     )
     reference, labels, shown = reference_of(run, extractor)
+    training = run.data.some(MOST_SEARCHED)
     work = run.folder / "checkpoints" / "eval"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "samplers").exists():
@@ -58,8 +67,8 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         samplers,
         reference=reference,
         shown=shown,
-        training_images=run.data.images,
-        training_features=training_features(config, run.data.images, data, extractor),
+        training_images=training,
+        training_features=training_features(config, run.data, data, extractor),
         classes=_classes(run, reference, labels, teacher.space.num_classes),
         extractor=extractor,
         settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
@@ -91,15 +100,16 @@ def _take_earlier(folder: Path, work: Path) -> None:
             shutil.copyfile(file, work / name)
 
 
-def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor | None, Tensor]:
+def reference_of(run: RunContext, extractor: Extractor) -> tuple[Reference, Tensor | None, Tensor | IndexedImages]:
     """What quality is measured against, its labels, and real images to show beside the generated ones.
 
     The labels are None where the reference has none.
     """
     data, file = run.config.data, run.config.eval.reference
     if file is not None:
-        return read_reference(file.expanduser(), extractor), None, run.data.images
-    images, labels, split = labelled_reference(data, run.data.images, run.data.labels, run.data.class_names)
+        return read_reference(file.expanduser(), extractor), None, run.data.some(MOST_SEARCHED)
+    labels = run.data.labels if isinstance(run.data, StoredData) else None
+    images, labels, split = labelled_reference(data, run.data, labels, run.data.class_names)
     say(f"  reference: {len(images):,} real images ({split}), their features from the cache or computed now")
     return load_reference(images, {"dataset": dataset_name(data.source), "split": split}, extractor), labels, images
 
@@ -114,18 +124,24 @@ def _classes(
     return RealClasses(reference.features, labels, names) if len(names) == num_classes else None
 
 
-def training_features(config: EvalConfig, images: Tensor, data: DataConfig, extractor: Extractor) -> Tensor | None:
+def training_features(
+    config: EvalConfig, images: Tensor | TrainingData, data: DataConfig, extractor: Extractor
+) -> Tensor | None:
     """Features of `eval.training_features` training images, a fixed sample of them; None for 0 of them.
 
-    They come through the cache of references: where these are the reference images, nothing is computed.
+    Of a stream they are the first ones. They come through the cache of references: where these are the reference
+    images, nothing is computed.
     """
     if config.training_features == 0:
         return None
-    if config.training_features < len(images):
+    source: IndexedImages = images if isinstance(images, StoredData | StreamedData) else indexed(images)
+    if isinstance(images, StreamedData):
+        source = indexed(images.some(MOST_SEARCHED)[: config.training_features])
+    elif config.training_features < len(images):
         picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: config.training_features]
-        images = images[picked.sort().values]
-    say(f"  near-copies: the features of {len(images):,} training images, from the cache or computed now")
-    return load_reference(images, {"dataset": dataset_name(data.source), "split": data.split}, extractor).features
+        source = Picked(source, picked.sort().values)
+    say(f"  near-copies: the features of {len(source):,} training images, from the cache or computed now")
+    return load_reference(source, {"dataset": dataset_name(data.source), "split": data.split}, extractor).features
 
 
 def settings_of(

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from fewstep.errors import printable
 from fewstep.eval.features.extractors import check_extractor, load_extractor
+from fewstep.eval.interfaces import IndexedImages
 from fewstep.eval.quality.references import load_reference, write_features
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import reference_images
@@ -24,10 +27,11 @@ def make_reference(
     """
     with raising_signals():
         say(f"data: reading {printable(data.source)}, split {printable(data.split)}")
-        images, split = load_data(data, data.split).images, data.split
+        read, split = load_data(data, data.split).images, data.split
+        images: Tensor | IndexedImages = read
         if without_choices:
-            images, split = reference_images(data, images)
-        check_extractor(extractor_name, weights, tuple(images.shape[1:]))
+            images, split = reference_images(data, read)
+        check_extractor(extractor_name, weights, tuple(read.shape[1:]))
         extractor = load_extractor(extractor_name, weights, join())
         say(f"reference: features of {len(images):,} images ({extractor_name})")
         provenance = {"dataset": dataset_name(data.source), "split": split}

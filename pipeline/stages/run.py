@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
-from fewstep.files import read_json, remove, sha256_file, sha256_json, sweep, write_bytes, write_json
+from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
 from fewstep.pipeline.config.schema import Config, StudentConfig
 from fewstep.pipeline.config.teacher import LoadedTeacher
@@ -56,6 +56,7 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     lock = run_lock(folder) if processes.leads() else nullcontext()
     with processes.together([config.to_dict(), until], folder), lock, raising_signals():
         processes.led(lambda: (sweep(folder), job.check(until)))
+        job.begin()
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
         say(f"finished in {time.monotonic() - clock:.0f} s")
@@ -114,7 +115,10 @@ class Run(RunContext):
 
     def _training_inputs(self) -> dict[str, Any]:
         flip = self.config.data.horizontal_flip
-        return {"seed": self.config.seed, "data": self.data_facts["sha256"], "data.horizontal_flip": flip}
+        inputs = {"seed": self.config.seed, "data": self.data_facts["sha256"], "data.horizontal_flip": flip}
+        if self.config.data.storage == "stream":
+            inputs |= {"data.shuffle_window": self.config.data.window}
+        return inputs
 
     def teacher(self) -> None:
         """Train a teacher, or load one, into teacher/."""
@@ -129,7 +133,7 @@ class Run(RunContext):
             numbers = {key: value for key, value in numbers.items() if key not in unread}
             inputs = {"teacher": numbers} | self._training_inputs()
             if self.config.teacher.class_conditional:
-                inputs |= {"labels": sha256_json(self.labels.tolist())}
+                inputs |= {"labels": self.labels_sha256()}
             redone = "trained again from the start"
         own = sha256_json(inputs)
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
@@ -164,11 +168,9 @@ class Run(RunContext):
 
     def _labels(self) -> dict[str, Any]:
         """The labels of the data, and their names, where the teacher has classes."""
-        network = read_json(self.folder / "teacher" / "unet" / "config.json", {})
-        if network.get("num_class_embeds") is None:
+        if not self.conditional:
             return {}
-        names = sha256_json(self.data.class_names)
-        return {"labels": sha256_json(self.labels.tolist()), "class_names": names}
+        return {"labels": self.labels_sha256(), "class_names": sha256_json(self.data.class_names)}
 
     def _teacher_hash(self) -> dict[str, Any]:
         """The teacher as students have it: its model, and the guidance where there is some."""

@@ -50,7 +50,7 @@ def make_student(
     """
     if stage is None and kept is not None:
         return {}
-    real = choice_images(run.config.data, run.data.images)
+    real = choice_images(run.config.data, run.data)
     if kept is None:
         average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
@@ -232,7 +232,6 @@ def _conversion_error(
 
 def _images(run: RunContext, teacher: Denoiser, num: int) -> tuple[Tensor, Condition]:
     """The first `num` images of the data, in [-1, 1], and of a class-conditional teacher their classes."""
-    labels = None
-    if teacher.space.num_classes is not None:
-        labels = run.labels[:num].to(run.device)
-    return run.data.images[:num].to(run.device).float() / 127.5 - 1, Condition(labels=labels)
+    images, labels = run.data.first(num)
+    given = None if teacher.space.num_classes is None or labels is None else labels.to(run.device)
+    return images.to(run.device).float() / 127.5 - 1, Condition(labels=given)

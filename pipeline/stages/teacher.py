@@ -60,13 +60,13 @@ def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[
     config = run.config.teacher
     if isinstance(config, LoadedTeacher):
         return {} if stage is None else _loaded(run, config, stage)
-    shape = tuple(run.data.images.shape[1:])
+    shape = run.data.shape
     objective, scheduler = teacher_objective(run, config)
     parameters = sum(parameter.numel() for parameter in objective.network.parameters())
     of = f" of {run.num_classes} classes" if config.class_conditional else ""
     say(
         f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
-        f"{len(run.data.images):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
+        f"{len(run.data):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
     )
     job = run.training_job("teacher", "teacher", config.train, config_hash)
     (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
@@ -85,7 +85,7 @@ def teacher_objective(run: RunContext, config: TrainedTeacher) -> tuple[Objectiv
     network, dropout = config.network, config.label_dropout
     classes = run.num_classes if config.class_conditional else None
     null = classes is not None and dropout > 0
-    shape: tuple[int, int, int] = tuple(run.data.images.shape[1:])  # type: ignore[assignment]
+    shape = run.data.shape
     unet = build_unet(
         shape,
         channels=network.channels,
@@ -109,7 +109,7 @@ def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, An
     """Fill `stage` with a teacher from elsewhere; UserError where it does not suit the data or the samplers."""
     say(f"teacher: loading {config.source}")
     teacher, scheduler = read_teacher(config.source, revision=config.revision, null_class=config.null_class)
-    made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.images.shape[1:]))
+    made, needed = ("x".join(map(str, shape)) for shape in (teacher.space.shape, run.data.shape))
     if made != needed:
         remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
         raise UserError("teacher.source", config.source, remedy)

@@ -85,7 +85,7 @@ def _is_whole(path: Path) -> bool:
 def _end_distance(run: RunContext, made: Trajectories) -> dict[str, Any]:
     """The Frechet distance of the ends from the images of choices, which tells a teacher that was sampled badly."""
     config = run.config.eval
-    count, real = min(len(made), config.images), choice_images(run.config.data, run.data.images)
+    count, real = min(len(made), config.images), choice_images(run.config.data, run.data)
     extractor = load_extractor(config.extractor, config.weights, run.device)
     if min(count, len(real)) <= extractor.dim:
         return {}

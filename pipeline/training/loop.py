@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,63 +20,17 @@ from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
 from fewstep.pipeline.training.flat import Flat
+from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.levels import sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.processes import training as together_in_steps
-from fewstep.pipeline.training.randomness import batch_indices, key, keyed_generator, seed_dropout
+from fewstep.pipeline.training.randomness import key, keyed_generator, seed_dropout
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
-from fewstep.teachers.interfaces import Batch, Condition, Objective, Progress, moved
+from fewstep.teachers.interfaces import Objective, Progress, moved
 
 Probe = Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
 """What is to be logged of the averages, given by half-life; it changes neither them nor torch's generators."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """What to train on, how, and where its files go. `title` also names the stream of its randomness."""
-
-    title: str
-    images: Tensor
-    """uint8 [N,C,H,W]."""
-    labels: Tensor | None
-    horizontal_flip: bool
-    config: TrainConfig
-    slices: int
-    """Parts of a batch, each with randomness of its own; a multiple of the number of processes."""
-    seed: int
-    config_hash: str
-    checkpoints: Path
-    log: Path
-    tensorboard: Path
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps: the length in kimg, rounded up to whole batches."""
-        return math.ceil(self.config.kimg * 1000 / self.config.batch_size)
-
-    def batch(self, step: int, part: int, device: torch.device) -> Batch:
-        """Slice `part` of the global batch of `step`, in [-1, 1]; mirrored by chance where configured."""
-        indices = batch_indices(self.seed, len(self.images), self.config.batch_size, step)
-        indices = indices.chunk(self.slices)[part]
-        images = moved(self.images[indices], device).float() / 127.5 - 1
-        if self.horizontal_flip:
-            coin = torch.rand(len(indices), generator=keyed_generator(self.seed, "flip", step, part))
-            images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
-        labels = None if self.labels is None else moved(self.labels[indices], device)
-        return Batch(images=images, condition=Condition(labels=labels))
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant, or a cosine or straight line down to zero at the end.
-
-        The warm-up is held to a tenth of the training, so that a short one is the long one in small.
-        """
-        config = self.config
-        warmup_kimg = min(config.warmup_kimg, config.kimg / 10)
-        warmup = min(1.0, (step + 1) * config.batch_size / max(warmup_kimg * 1000, 1e-9))
-        fraction = step / self.total_steps
-        course = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
-        return config.learning_rate * warmup * course[config.decay]
 
 
 def train(
@@ -121,6 +74,7 @@ def train(
             training = _Training(job, accelerator, wrapped, flats, optimizer, emas, state, log, pending, late)
             training.run(step, probe, probe_kimg)
     finally:
+        job.batches.close()
         if log:
             log.close()
     return averages
@@ -282,7 +236,7 @@ class _Training:
             if self.accelerator.num_processes > 1:
                 loss, total, self.signal = self._shared(loss, total)
             if not all(map(math.isfinite, (loss, total, *norms))):
-                indices = batch_indices(job.seed, len(job.images), job.config.batch_size, taken.step).tolist()
+                indices = job.feed.indices(taken.step).tolist()
                 raise UserError(
                     f"{job.title}.train",
                     None,

@@ -63,6 +63,12 @@ def number() -> int:
     return PartialState().num_processes
 
 
+def mine(slices: int) -> range:
+    """The parts of a batch that this process trains on."""
+    each = slices // number()
+    return range(PartialState().process_index * each, (PartialState().process_index + 1) * each)
+
+
 def led(work: Callable[[], T]) -> T:
     """What `work` gives, done by the leading process alone; the others wait for it. It may not call this itself."""
     if number() == 1:

@@ -5,6 +5,7 @@ on one process or several, after any interruption. The order of the data is keye
 """
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,7 +43,11 @@ def batch_indices(seed: int, num_images: int, batch_size: int, step: int) -> Ten
     epochs = positions // num_images
     indices = torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
-        order = torch.randperm(num_images, generator=keyed_generator(seed, "order", epoch))
         chosen = epochs == epoch
-        indices[chosen] = order[positions[chosen] % num_images]
+        indices[chosen] = _order(seed, num_images, epoch)[positions[chosen] % num_images]
     return indices
+
+
+@lru_cache(maxsize=2)  # of the two epochs that a batch may touch: to be read only
+def _order(seed: int, num_images: int, epoch: int) -> Tensor:
+    return torch.randperm(num_images, generator=keyed_generator(seed, "order", epoch))

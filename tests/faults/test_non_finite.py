@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.pipeline.training.loop import TrainingJob
+from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.randomness import batch_indices
 from small_training import Denoising, Training
 

@@ -19,7 +19,7 @@ from fewstep.students.objective import ConsistencyObjective
 from fewstep.teachers.interfaces import Batch, LossTerms, Progress
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
-from small_training import Training
+from small_training import Training, stored
 
 
 @pytest.fixture
@@ -140,7 +140,8 @@ def test_resumed_to_the_bit_before_and_in_the_finish(build: Any, tmp_path: Path,
 
     whole, cut = Training(tmp_path / "whole"), Training(tmp_path / "cut")
     for each in (whole, cut):
-        each.job = replace(each.job, images=each.job.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        images = each.job.data.images(0, 40)
+        each.job = replace(each.job, data=stored(images.repeat_interleave(2, 2).repeat_interleave(2, 3)))
     whole.run(objective(None))
     with pytest.raises(SystemExit):
         cut.run(objective(interrupted_at))

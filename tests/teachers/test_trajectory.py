@@ -24,7 +24,7 @@ class Curved:
 
     space = Space(shape=(1, 4, 4), sigma_min=0.002, sigma_max=80.0)
 
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
         s = one_each(sigma, x).to(x.dtype).reshape(-1, 1, 1, 1)
         return 0.9 * torch.tanh(x / (1 + s)) + 0.1 * torch.sin(x / (1 + s) + s.log())
 

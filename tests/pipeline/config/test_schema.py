@@ -87,6 +87,12 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("data.image_size", "0", "at least 1"),
         ("data.image_size", "7", "divisible by 2"),
         ("data.channels", "2", "one of 1, 3"),
+        ("data.storage", "tape", "one of memory, disk, stream"),
+        ("data.storage", "stream", "the digits are made in memory"),
+        ("data.shuffle_window", "100", "is of data.storage stream, and memory shuffles all images together"),
+        ("data.shuffle_window", "1", "at least 2"),
+        ("data.workers", "2", "has no effect with data.storage memory"),
+        ("data.workers", "-1", "at least 0"),
         ("teacher.source", "", "train, a folder or a hub id"),
         ("teacher.prediction", "x0", "v_prediction, epsilon, sample"),
         ("teacher.schedule", "cosine", "squaredcos_cap_v2"),
@@ -262,3 +268,19 @@ def test_a_seed_block_smaller_than_its_covariance_is_refused_before_any_work(ext
     with pytest.raises(UserError, match=rf"^eval\.images: {images}: is too few .* give {images + 1:,} or more"):
         validated(EvalConfig, section | {"images": images}, "eval.")
     assert validated(EvalConfig, section | {"images": images + 1}).images == images + 1
+
+
+def test_a_stream_is_measured_against_another_split_or_a_file(tmp_path):
+    stream = {"data.source": "parquet:x", "data.storage": "stream", "data.reference_split": None}
+    for split in (None, "train"):
+        with pytest.raises(
+            UserError, match=r"data\.reference_split: .*must name another split with data\.storage stream"
+        ):
+            load_config("mnist", stream | {"data.reference_split": split})
+    with pytest.raises(UserError, match=r"data\.choice_split: 'train': is the split that is streamed"):
+        load_config("mnist", stream | {"data.choice_split": "train", "data.reference_split": "test"})
+    assert load_config("mnist", stream | {"eval.reference": "r.safetensors"}).data.window == 10_000
+    workers = [
+        load_config("mnist", {"data.storage": each}).data.reading_processes for each in ("memory", "disk", "stream")
+    ]
+    assert workers == [0, 0, 2]

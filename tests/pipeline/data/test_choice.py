@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from fewstep.errors import UserError
+from fewstep.eval.images import indexed
 from fewstep.pipeline.config.reading import load_config
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import choice_images, reference_images
@@ -60,7 +61,7 @@ def test_against_another_split_the_whole_of_it_is_the_reference(tmp_path):
     training = load_data(config, "train").images
     assert len(choice_images(config, training)) == 5
     reference, name = reference_images(config, training)
-    assert (len(reference), int(reference.min()), name) == (6, 100, "test")
+    assert (len(reference), int(indexed(reference).images(0, 6).min()), name) == (6, 100, "test")
 
 
 def test_with_a_split_to_choose_on_all_training_images_are_the_reference(tmp_path):

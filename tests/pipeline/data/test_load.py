@@ -217,7 +217,7 @@ def test_a_run_whose_images_were_replaced_is_refused(tmp_path):
     config = load_config("digits").model_copy(update={"data": source, "out": tmp_path})
     config.folder.mkdir(parents=True)
     write_json(config.folder / "data.json", RunContext(config).data_facts)
-    assert len(RunContext(config).data.images) == 4
+    assert len(RunContext(config).data) == 4
     Image.new("L", (8, 8), 7).save(tmp_path / "images" / "2.png")
     with pytest.raises(UserError, match=r"data\.source: .*the images have changed since this run began: put them back"):
         RunContext(config).data  # noqa: B018 - read where it is first asked for
