@@ -35,6 +35,12 @@ class TrainConfig(Section):
     )
     gradient_clip: Positive = Field(description="largest norm of the gradient, of each group of parameters by itself")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic; weights stay float32")
+    compile: bool = no_number(
+        False, description="torch.compile: a minute or more at the start, then faster; the same but for rounding"
+    )
+    gradient_checkpointing: bool = no_number(
+        False, description="compute activations again in the backward pass: less memory, a third more time"
+    )
     checkpoint_kimg: Positive = no_number(description="kimg between checkpoints")
     keep_checkpoints: Count = no_number(2, description="checkpoints kept")
     log_every: Count = no_number(20, description="optimizer steps between log lines")

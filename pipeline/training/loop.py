@@ -19,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from fewstep.pipeline.training.ema import EMA
+from fewstep.pipeline.training.faster import set_up
 from fewstep.pipeline.training.flat import Flat
 from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.levels import sums_and_counts
@@ -63,6 +64,7 @@ def train(
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
+    set_up(objective, config, job.title, accelerator.device)
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
     wrapped = accelerator.prepare(objective)
     objective.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed

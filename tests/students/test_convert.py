@@ -22,7 +22,7 @@ from fewstep.students.convert import (
     trusted_range,
 )
 from fewstep.teachers.describe import FOLDED, REGRESSED
-from fewstep.teachers.interfaces import NONE, Batch, Condition, Progress, Space
+from fewstep.teachers.interfaces import NONE, Batch, Condition, Progress, Space, one_each
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
@@ -154,8 +154,8 @@ class HalfRight:
     def __init__(self, truth: Tensor, variance: float, error: float) -> None:
         self.truth, self.variance, self.error = truth, variance, error
 
-    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        s = sigma.reshape(-1, 1, 1, 1)
+    def __call__(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
+        s = one_each(sigma, x).reshape(-1, 1, 1, 1)
         return 0.5 * (self.variance * x / (self.variance + s**2)) + 0.5 * self.truth + self.error * s
 
 

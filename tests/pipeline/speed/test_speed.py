@@ -68,7 +68,12 @@ def test_the_ect_rival_computes_with_our_consistency_function_and_learns(tiny_un
     unet = tiny_unet()
     images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
     rival = ECTLoop(unet, images, TRAIN)
-    ours = ConsistencyModel(rival.network, sigma_min=1e-9, sigma_max=80.0, sigma_data=1.0)  # no shift of sigma_min
+    ours = ConsistencyModel(
+        rival.network,  # type: ignore[arg-type]
+        sigma_min=1e-9,
+        sigma_max=80.0,
+        sigma_data=1.0,
+    )  # no shift of sigma_min
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.01, 0.5, 2.0, 80.0])
     with torch.no_grad():

@@ -1,0 +1,29 @@
+"""Ways to run the trained networks that give the same training: compiled, or with less memory."""
+
+import os
+import shutil
+
+import torch
+from diffusers import ModelMixin
+
+from fewstep.errors import UserError
+from fewstep.pipeline.config.training import TrainConfig
+from fewstep.teachers.interfaces import Objective
+
+
+def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.device) -> None:
+    """Let an objective's diffusers networks be compiled and compute activations again, as configured.
+
+    UserError: they are to be compiled for a processor and there is no C++ compiler.
+    """
+    networks = [each for each in objective.modules() if isinstance(each, ModelMixin)]
+    if config.gradient_checkpointing:
+        for network in networks:
+            network.enable_gradient_checkpointing()
+    if config.compile:
+        compiler = os.environ.get("CXX", "g++")
+        if device.type == "cpu" and shutil.which(compiler) is None:
+            raise UserError(f"{title}.train.compile", True, f"needs a C++ compiler, and there is no {compiler}")
+        for network in networks:
+            # dropout by torch's own generators: both points of a consistency loss have one mask
+            network.compile(options={"fallback_random": True})
