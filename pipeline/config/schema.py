@@ -84,9 +84,7 @@ class DataConfig(Section):
             if not self.source.startswith("hub:") and (value := getattr(self, key)) is not None:
                 raise UserError(key, value, "is of a data set on the hub (hub:ID): leave it out")
         if self.storage != "stream" and self.shuffle_window is not None:
-            remedy = (
-                f"has no effect with {{here}}storage {self.storage}, which shuffles all images together: leave it out"
-            )
+            remedy = f"is of {{here}}storage stream, and {self.storage} shuffles all images together: leave it out"
             raise UserError("shuffle_window", self.shuffle_window, remedy)
         if self.storage == "memory" and self.workers is not None:
             raise UserError("workers", self.workers, "has no effect with {here}storage memory: leave it out")
@@ -94,9 +92,7 @@ class DataConfig(Section):
             raise UserError("choice_split", self.choice_split, "is the split that is streamed: leave it out")
         if self.source == "digits":
             if self.storage == "stream":
-                raise UserError(
-                    "storage", "stream", "the digits are 1,797 in memory and no stream: give memory or disk"
-                )
+                raise UserError("storage", "stream", "the digits are made in memory: give memory or disk")
             if self.split != "train":
                 raise UserError("split", self.split, "the digits have one split, train")
             for key in ("reference_split", "choice_split", "image_column", "label_column"):
@@ -228,9 +224,7 @@ class Config(Section):
                 raise UserError("teacher.guidance", self.teacher.guidance, f"{remedy}data alone: choose another, or 1")
         streamed = self.data.storage == "stream" and self.data.reference_split in (None, self.data.split)
         if streamed and self.eval.reference is None:
-            remedy = (
-                "is required with data.storage stream: name a split to measure against, which is read into memory, "
-            )
+            remedy = "must name another split with data.storage stream, to measure against, which is read into memory; "
             raise UserError("data.reference_split", self.data.reference_split, f"{remedy}or set data.storage to disk")
         known = DIGITS_SHAPE if self.data.source == "digits" else (None, None, None)
         size = self.data.image_size or known[1]

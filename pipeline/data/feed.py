@@ -111,7 +111,7 @@ class Batches:
         feed, requests = self._feed, self._feed.requests(step, max(self._stop, step + 1), self._part)
         if self._workers == 0:
             return map(feed.reader, requests)
-        before = signal.getsignal(signal.SIGCHLD)
+        before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
         coming = iter(
             DataLoader(
                 _Answers(feed.reader),

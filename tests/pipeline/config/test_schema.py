@@ -273,14 +273,10 @@ def test_a_seed_block_smaller_than_its_covariance_is_refused_before_any_work(ext
 def test_a_stream_is_measured_against_another_split_or_a_file(tmp_path):
     stream = {"data.source": "parquet:x", "data.storage": "stream", "data.reference_split": None}
     for split in (None, "train"):
-        with pytest.raises(
-            UserError, match=r"data\.reference_split: .*must name another split with data\.storage stream"
-        ):
+        with pytest.raises(UserError, match=r"data\.reference_split: .*must name another split with data\.storage"):
             load_config("mnist", stream | {"data.reference_split": split})
     with pytest.raises(UserError, match=r"data\.choice_split: 'train': is the split that is streamed"):
         load_config("mnist", stream | {"data.choice_split": "train", "data.reference_split": "test"})
     assert load_config("mnist", stream | {"eval.reference": "r.safetensors"}).data.window == 10_000
-    workers = [
-        load_config("mnist", {"data.storage": each}).data.reading_processes for each in ("memory", "disk", "stream")
-    ]
-    assert workers == [0, 0, 2]
+    for storage, workers in (("memory", 0), ("disk", 0), ("stream", 2)):
+        assert load_config("mnist", {"data.storage": storage}).data.reading_processes == workers
