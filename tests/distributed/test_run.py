@@ -7,50 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import tiny_arguments
-from safetensors.torch import load_file
 
 from fewstep.pipeline.cli.main import main
+from several import LONG, ON_CPU, SLICES, ended, log, losses, started, torchrun, wait_for_checkpoint, weights
 
 pytestmark = pytest.mark.timeout(600)
-SLICES = {"teacher__train__slices": 2, "student__train__slices": 2}
-LONG = SLICES | {"teacher__train__kimg": 64, "teacher__train__checkpoint_kimg": 0.32}
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return taken.getsockname()[1]
-
-
-def started(arguments: Sequence[Sequence[str]], port: int | None = None) -> list[subprocess.Popen]:
-    """A process for each list of arguments, as torchrun starts them."""
-    there = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port or free_port())}
-    there |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": there["WORLD_SIZE"]}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "fewstep", *each],
-            env={**os.environ, **there, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, each in enumerate(arguments)
-    ]
-
-
-def ended(processes: Sequence[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each."""
-    said = [process.communicate(timeout=seconds) for process in processes]
-    return [(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
-
-
-def log(run: Path, stage: str) -> list[dict]:
-    return [json.loads(line) for line in (run / "logs" / f"{stage}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +25,18 @@ def one(tmp_path_factory) -> Path:
     return out / "digits"
 
 
-def wait_for_checkpoint(run: Path) -> None:
-    for _ in range(1200):
-        if list(run.glob("checkpoints/teacher/step-*/MANIFEST.json")):
-            return
-        time.sleep(0.1)
-    pytest.fail("no checkpoint after two minutes")
-
-
 @pytest.mark.slow
 def test_two_processes_under_torchrun_give_what_one_gives(one, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fewstep"]
-    command = [*launch, "run", *tiny_arguments(tmp_path, **SLICES)]
-    done = subprocess.run(command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True)
+    command = [*torchrun(), "run", *tiny_arguments(tmp_path, **SLICES)]
+    done = subprocess.run(command, env={**os.environ, **ON_CPU}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("teacher: done in") == 1
     two = tmp_path / "digits"
     for stage in ("teacher", "students/student"):
-        traces = [[record["loss"] for record in log(run, stage)] for run in (one, two)]
-        assert traces[1] == pytest.approx(traces[0], rel=1e-5)
-        weights = [load_file(run / stage / "unet" / "diffusion_pytorch_model.safetensors") for run in (one, two)]
-        for name, value in weights[0].items():
-            assert (weights[1][name] - value).abs().max() < 1e-6, name
+        assert losses(two, stage) == pytest.approx(losses(one, stage), rel=1e-5)
+        mine, theirs = weights(one, stage), weights(two, stage)
+        for name, value in mine.items():
+            assert (theirs[name] - value).abs().max() < 1e-6, name
     found = [json.loads((run / "report" / "results.json").read_text())["samplers"] for run in (one, two)]
     for mine, theirs in zip(*found, strict=True):
         fd = [each["quality"]["metrics"]["fd"]["values"] for each in (mine, theirs)]
