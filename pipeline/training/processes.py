@@ -74,14 +74,26 @@ def join(*, cpu: bool = False) -> torch.device:
     UserError: they cannot meet, as where the port that they are to meet at is in use; they are to share weights out.
     """
     _check_whole(cpu=cpu)
-    several = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": LONGEST_WAIT}
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         _leave_with(None)
     try:
-        return torch.device(PartialState(cpu=cpu, **several).device or "cpu")
-    except dist.DistNetworkError as error:
+        return torch.device(PartialState(cpu=cpu, **(_meeting_place() if several else {})).device or "cpu")
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError("processes", place, f"cannot meet there ({first_line(error)})") from None
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes meet, as arguments of `init_process_group`.
+
+    The agent of torchrun keeps its store when it starts them again, with the addresses of those that have ended, so
+    that each start has a part of the store to itself. Agents of several machines count their starts each for itself.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return {"store": store, "rank": rank, "world_size": world_size, "timeout": LONGEST_WAIT}
 
 
 def _check_whole(*, cpu: bool) -> None:
@@ -90,11 +102,9 @@ def _check_whole(*, cpu: bool) -> None:
     if asked is None:
         return
     if cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available():
-        raise UserError(
-            "accelerate", asked, "shares weights out among GPUs, and this run is on a processor: do without"
-        )
-    remedy = "is not for this loop, whose averages and checkpoints hold whole weights: do without, each process has all"
-    raise UserError("accelerate", asked, f"{remedy} of them (DDP)")
+        raise UserError("accelerate", asked, "shares weights out among GPUs, and this run is on a CPU: leave it out")
+    remedy = "is not supported, since averages and checkpoints are of whole weights: leave it out and all train by DDP"
+    raise UserError("accelerate", asked, remedy)
 
 
 def _leave_with(code: int | None) -> None:

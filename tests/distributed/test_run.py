@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
+    """A whole run by one process."""
     out = tmp_path_factory.mktemp("one")
     assert main(["run", *tiny_arguments(out, **SLICES)]) == 0
     return out / "digits"
@@ -42,6 +44,37 @@ def test_two_processes_under_torchrun_give_what_one_gives(one, tmp_path):
         fd = [each["quality"]["metrics"]["fd"]["values"] for each in (mine, theirs)]
         assert fd[1] == pytest.approx(fd[0], rel=1e-4), mine["name"]
     assert not list(two.glob(".processes-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_under_accelerate_launch_train_as_one_does(one, tmp_path):
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "fewstep",
+    ]
+    command = [*launch, "train-teacher", *tiny_arguments(tmp_path, **SLICES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "digits") == pytest.approx(losses(one), rel=1e-5)
+    uneven = {**SLICES, "teacher__train__slices": 1}
+    done = subprocess.run([*launch, "train-teacher", *tiny_arguments(tmp_path / "1", **uneven)], capture_output=True)
+    assert b"must be a multiple of the number of processes, 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_weights_that_are_to_be_shared_out_are_refused_in_one_line(tmp_path):
+    arguments = ["train-teacher", *tiny_arguments(tmp_path, **SLICES)]
+    (code, _, errors), (other, _, quiet) = ended(
+        started([arguments, arguments], own=[{"ACCELERATE_USE_FSDP": "true"}] * 2), 60
+    )
+    assert (code, other, quiet, errors.count("\n")) == (2, 2, "", 1), errors
+    assert "FSDP" in errors
 
 
 @pytest.mark.slow
@@ -88,16 +121,34 @@ def test_processes_that_cannot_go_together_are_one_line_and_gone(tmp_path):
     other = ["train-teacher", *tiny_arguments(tmp_path, **SLICES, seed=3)]
     elsewhere = ["train-teacher", *tiny_arguments(tmp_path / "elsewhere", **SLICES)]
     uneven = ["train-teacher", *tiny_arguments(tmp_path, teacher__train__batch_size=31)]
+    whole = ["train-teacher", *tiny_arguments(tmp_path, teacher__train__slices=1)]
     for arguments, fault in (
         ([first, other], "processes: differ in their configuration"),
         ([first, elsewhere], "processes: differ in their configuration"),
         ([uneven, uneven], "teacher.train.batch_size: 31: cannot be shared by 2 processes"),
+        ([whole, whole], "teacher.train.slices: 1: must be a multiple of the number of processes, 2"),
     ):
         (code, _, errors), (other_code, _, quiet) = ended(started(arguments), 60)
         assert (code, other_code) == (2, 2), errors + quiet
         assert fault in errors
-        assert errors.count("\n") == 1
+        assert (errors.count("\n"), quiet) == (1, "")
         assert not (tmp_path / "digits" / "teacher").exists()
+
+
+@pytest.mark.slow
+def test_an_edited_copy_of_the_code_does_not_go_together_with_the_original(root, tmp_path):
+    copy = tmp_path / "fewstep"
+    shutil.copytree(root / "src" / "fewstep", copy)
+    for name in ("eval", "pipeline", "students", "teachers"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(copy / "teachers" / "solvers.py", "a") as file:
+        file.write("\n")
+    arguments = ["train-teacher", *tiny_arguments(tmp_path / "out", **SLICES)]
+    (code, _, errors), (other, _, quiet) = ended(
+        started([arguments, arguments], own=[{}, {"PYTHONPATH": str(tmp_path)}]), 60
+    )
+    assert (code, other, quiet) == (2, 2, ""), quiet
+    assert errors == "fewstep: error: processes: differ in their code of fewstep: start all with the same\n"
 
 
 @pytest.mark.slow
