@@ -59,6 +59,22 @@ def log(run: Path, stage: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "logs" / f"{stage}.jsonl").read_text().splitlines()]
 
 
+def last_step(run: Path) -> int:
+    """The last step of the teacher's training that the log holds."""
+    try:
+        return max((record["step"] for record in log(run, "teacher")), default=0)
+    except ValueError:  # a line that is being written
+        return 0
+
+
+def wait_for_steps(run: Path, seconds: float = 120) -> None:
+    """Wait until the teacher's training has gone on."""
+    reached, until = last_step(run), time.monotonic() + seconds
+    while last_step(run) <= reached:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def losses(run: Path, stage: str = "teacher") -> list[float]:
     return [record["loss"] for record in log(run, stage)]
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from threading import Event, Thread
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Peers:
         self._words, self._ends = _connections(), _connections()
         self.training, self._unheard = False, 0
         self._left: LastWord | None = None
+        self._gone = set[int]()
         self._known, self._leaving, self._interrupted = Event(), Event(), Event()
         others = range(1, self.number) if self.rank == 0 else [0]
         self._listening = {other: _started(self._listen, other) for other in others}
@@ -68,13 +70,21 @@ class Peers:
         return found
 
     def say(self, code: int, reason: str) -> bool:
-        """This process's last word to those that it listens to; whether they have answered it within some seconds."""
+        """This process's last word to those that it listens to; whether they have answered it within some seconds.
+
+        Where it leaves before the end (a code that is not 0) the leading process goes first: what has started them may
+        end the others as soon as one has gone, and the reason is the leading one's to tell.
+        """
         self._leaving.set()
         word, until = LastWord(self.rank, code, reason[:1000]), time.monotonic() + _SECONDS
-        sending = [_started(self._send, word, other) for other in self._listening]
+        sending = [_started(self._send, word, other) for other in self._listening.keys() - self._gone]
         for thread in [*sending, *self._listening.values()]:
             thread.join(max(0.0, until - time.monotonic()))
-        return self._unheard == 0 and time.monotonic() < until
+        heard = self._unheard == 0 and time.monotonic() < until
+        heard |= self._left is not None and self._left.code is not None  # who listens has left before, of itself
+        if code and self.rank > 0:
+            _started(self._outlast).join(max(0.0, until - time.monotonic()))
+        return heard
 
     def part(self) -> None:
         """At the end of all that was to be done together: nobody goes before all have come here."""
@@ -99,6 +109,12 @@ class Peers:
         except RuntimeError:  # it is gone already
             self._unheard += 1
 
+    def _outlast(self) -> None:
+        letter = torch.zeros(_LETTER, dtype=torch.uint8)
+        with suppress(RuntimeError):  # that it is gone, after what else it may have said
+            while True:
+                dist.recv(letter, src=0, group=self._ends)
+
     def _listen(self, other: int) -> None:
         letter = torch.zeros(_LETTER, dtype=torch.uint8)
         try:
@@ -108,6 +124,7 @@ class Peers:
             word = LastWord(other, None, first_line(error))
         if word.code == 0:
             return
+        self._gone.add(other)
         if word.code and not self._leaving.is_set():
             self._send(LastWord(self.rank, 0, ""), other)  # a connection that is closed at once may lose what came
         self._left = self._left or word

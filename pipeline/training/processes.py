@@ -23,6 +23,7 @@ import fewstep
 from fewstep.errors import UserError, first_line
 from fewstep.files import sha256_file, sha256_json
 from fewstep.pipeline.training.peers import LONGEST_WAIT, LastWord, Peers, leave
+from fewstep.pipeline.training.signals import ignored_signals
 from fewstep.progress import say
 
 T = TypeVar("T")
@@ -174,19 +175,26 @@ def together(what: object, folder: Path) -> Iterator[None]:
         yield
         peers.part()
     except BaseException as error:
-        cause, code = peers.cause(error), _exit_code(error)
-        if cause is None:
-            heard = peers.say(code, first_line(error))
-            if not (leads() or heard or isinstance(error, SystemExit | KeyboardInterrupt)):
-                print(f"fewstep: process {peers.rank}: {first_line(error)}", file=sys.stderr)
-            _leave_with(code)
-            raise
-        ended = _ended_by(cause)
+        with ignored_signals():
+            ended = _parted(peers, error)
         _leave_with(_exit_code(ended))
-        peers.say(_exit_code(ended), cause.reason)
+        if ended is error:
+            raise
         raise ended from None
     finally:
         _peers.clear()
+
+
+def _parted(peers: Peers, error: BaseException) -> BaseException:
+    """What this process ends with, because of an error: after its last word to the others."""
+    if (cause := peers.cause(error)) is not None:
+        ended = _ended_by(cause)
+        peers.say(_exit_code(ended), cause.reason)
+        return ended
+    heard = peers.say(_exit_code(error), first_line(error))
+    if not (leads() or heard or isinstance(error, SystemExit | KeyboardInterrupt)):
+        print(f"fewstep: process {peers.rank}: {first_line(error)}", file=sys.stderr)
+    return error
 
 
 def _check_alike(peers: Peers, what: object, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_arguments
 
-from several import ON_CPU, SLICES, log, torchrun, wait_for_checkpoint
+from several import ON_CPU, SLICES, last_step, log, torchrun, wait_for_checkpoint
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 SETTINGS = SLICES | {"teacher__train__kimg": 3.2, "teacher__train__checkpoint_kimg": 0.32}  # 100 steps, saved every 10
@@ -23,13 +23,6 @@ def ranks(agent: int) -> dict[int, int]:
         if rank := re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()):
             found[int(rank[1])] = int(pid)
     return found
-
-
-def last_step(run: Path) -> int:
-    try:
-        return max((record["step"] for record in log(run, "teacher")), default=0)
-    except ValueError:  # a line that is being written
-        return 0
 
 
 def seconds_to_go_on(run: Path, agent: "subprocess.Popen[str]", rank: int) -> float:
