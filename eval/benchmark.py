@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import Extractor
+from fewstep.eval.features.overlap import each_batch
 from fewstep.eval.images import ENCODING, Generated, StoredImages, check_varied, full_range_share, indexed, labels_for
-from fewstep.eval.interfaces import IndexedImages, Sampler
+from fewstep.eval.interfaces import ALONE, ImageSource, IndexedImages, Sampler, Shares
 from fewstep.eval.quality.classes import NEIGHBOURS, RealClasses
 from fewstep.eval.quality.copies import SHARE, TrainingFeatures, TrainingImages
 from fewstep.eval.quality.floor import floor
@@ -89,12 +90,14 @@ def benchmark(
     folder: Path,
     device: torch.device,
     say: Callable[[str], None] = print,
+    shares: Shares = ALONE,
 ) -> dict[str, Any]:
     """Measure all subjects, write everything into `folder` and return the value of its benchmark.json.
 
     shown: real images uint8 [N, C, H, W] for grids/real.png. training_images: uint8 [N, C, H, W] for the
     near-copies; without them there are none in the results. training_features: [M, D] float32 of all or some of them,
     for the near-copies in features. classes: of the reference, for samplers that are asked for one.
+    shares: of this process and those that `assist` it.
     Writes samplers/SLUG.json, grids/SLUG.png, grids/real.png, neighbours.json and .png, benchmark.json.
     UserError: settings that do not fit the data; a sampler that returns NaN; a cache that cannot be written.
     """
@@ -117,6 +120,7 @@ def benchmark(
         folder=folder,
         device=device,
         say=say,
+        shares=shares,
         judge=Judge(
             reference=reference,
             floor_fd=None if level is None else level["fd"],
@@ -161,6 +165,21 @@ def benchmark(
     return value
 
 
+def assist(
+    subjects: Sequence[Subject], extractor: Extractor, settings: BenchmarkSettings, name: str, seed: int, shares: Shares
+) -> None:
+    """In a process beside one that is in `benchmark`: do this one's share of the seed block that was called out."""
+    subject = next(subject for subject in subjects if subject.name == name)
+    each_batch(_block(subject, seed, settings), extractor, settings.batch_size, name, lambda *_: None, shares)
+
+
+def _block(subject: Subject, seed: int, settings: BenchmarkSettings) -> ImageSource:
+    """The images of a seed block."""
+    if isinstance(subject, StoredImages):
+        return subject.block(seed, settings.images)
+    return Generated(subject, seed, settings.images, settings.batch_size)
+
+
 def _of_classes(classes: RealClasses | None) -> dict[str, Any]:
     """What a benchmark says of the classes; nothing where there are none."""
     if classes is None:
@@ -202,6 +221,7 @@ class _Run:
     folder: Path
     device: torch.device
     say: Callable[[str], None]
+    shares: Shares
     judge: Judge
     protocol: Protocol
 
@@ -251,12 +271,10 @@ class _Run:
         """Measure the seed blocks that are not measured yet, writing the result after each."""
         settings, result = self.settings, self.result(subject)
         for seed in range(len(result["quality"]["seeds"]) if result["quality"] else 0, settings.blocks(subject)):
-            if isinstance(subject, StoredImages):
-                source = subject.block(seed, settings.images)
-            else:
-                source = Generated(subject, seed, settings.images, settings.batch_size)
-            what = f"{subject.label}, seed {seed}"
-            with generated(source, self.extractor, settings.batch_size, self.folder, what) as (images, features):
+            source, what = _block(subject, seed, settings), f"{subject.label}, seed {seed}"
+            self.shares.call(subject.name, seed)
+            with generated(source, self.extractor, settings.batch_size, self.folder, what, self.shares) as block:
+                images, features = block
                 metrics = self._metrics(subject, seed, images, features)
             result["quality"] = add_block(result["quality"], self.protocol, seed, metrics)
             if seed == 0:

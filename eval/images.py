@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.interfaces import ImageSource, IndexedImages, Sampler
+from fewstep.eval.interfaces import ALONE, ImageSource, IndexedImages, Sampler, Shares
 from fewstep.eval.noise import KeyedNoise
 
 LONGEST_SIDE = 4096  # pixels
@@ -132,6 +132,16 @@ class StoredImages(TensorImages):
     def block(self, seed: int, count: int) -> TensorImages:
         """Images seed * count .. (seed + 1) * count - 1: what takes the place of a seed block."""
         return TensorImages(self.tensor[seed * count : (seed + 1) * count])
+
+
+def made_in_shares(source: ImageSource, start: int, stop: int, batch_size: int, shares: Shares = ALONE) -> Tensor:
+    """Images start..stop-1 of a source, uint8 [N, C, H, W], made in batches that are dealt to the processes in turn."""
+    starts, made = range(start, stop, batch_size), list[Tensor]()
+    for first in range(0, len(starts), shares.number):
+        mine = starts[first:][shares.index : shares.index + 1]
+        own = [source.images(each, min(each + batch_size, stop)) for each in mine]
+        made += [images for theirs in shares.gather(own) for images in theirs]
+    return torch.cat(made)
 
 
 class Generated:

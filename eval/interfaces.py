@@ -68,3 +68,40 @@ class IndexedImages(ImageSource, Protocol):
     def take(self, indices: Tensor) -> Tensor:
         """The images of `indices`, int64 [B], in that order, as uint8 [B, C, H, W] on the CPU."""
         ...
+
+
+class Shares(Protocol):
+    """The processes that make images together, seen from one of them; the first one leads.
+
+    `number` of them, `index` is this one's.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
+    def call(self, *task: object) -> None:
+        """In the leading one: have all others make their shares of a task, which plain values name."""
+        ...
+
+    def gather(self, mine: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """What each of them made, in their order; all must come here."""
+        ...
+
+
+class Alone:
+    """`Shares` of a single process: the whole."""
+
+    number, index = 1, 0
+
+    def call(self, *task: object) -> None:
+        """There is nobody else."""
+
+    def gather(self, mine: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """What was made."""
+        return [mine]
+
+
+ALONE = Alone()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.eval.cancel import can_be_cancelled
 from fewstep.eval.features.extractors import Extractor
-from fewstep.eval.interfaces import ImageSource
+from fewstep.eval.interfaces import ALONE, ImageSource, Shares
 from fewstep.progress import ProgressLine
 
 MOST_THREADS = 4
@@ -24,35 +24,41 @@ MOST_THREADS = 4
 Store = Callable[[slice, Tensor, Tensor], None]
 
 
-def each_batch(source: ImageSource, extractor: Extractor, batch_size: int, what: str, store: Store) -> None:
+def each_batch(
+    source: ImageSource, extractor: Extractor, batch_size: int, what: str, store: Store, shares: Shares = ALONE
+) -> None:
     """Call `store(which, images uint8 [B, C, H, W], features float32 [B, D])` for every batch, in order.
 
-    `batch_size` images are in work at a time, over all threads; batches are made of equal size. A progress line is
-    named `what`.
+    `batch_size` images are in work at a time, over all threads; batches are made of equal size, which of several
+    processes are dealt out in turn and stored by each. A progress line is named `what`.
     """
     count, cancelled = len(source), threading.Event()
     with _divided_cores(extractor.device) as threads, ProgressLine(what, count) as line:
         size = math.ceil(batch_size / threads)
         size = math.ceil(count / (threads * math.ceil(count / (threads * size))))
-        starts, waiting = deque(range(0, count, size)), deque[Future[tuple[int, Tensor, Tensor]]]()
+        starts = range(0, count, size)
+        mine, waiting = deque(starts[shares.index :: shares.number]), deque[Future[tuple[Tensor, Tensor]]]()
         with ThreadPoolExecutor(threads, initializer=can_be_cancelled, initargs=(cancelled,)) as pool:
             try:
-                while starts or waiting:
-                    while starts and len(waiting) <= threads:
-                        waiting.append(pool.submit(_batch, source, extractor, starts.popleft(), size))
-                    start, images, features = waiting.popleft().result()
-                    stop = start + len(images)
-                    store(slice(start, stop), images, features)
-                    line.update(stop, f"{stop:,} of {count:,}")
+                for first in range(0, len(starts), shares.number):
+                    while mine and len(waiting) <= threads:
+                        waiting.append(pool.submit(_batch, source, extractor, mine.popleft(), size))
+                    made = shares.gather(waiting.popleft().result() if waiting else ())
+                    for start, (images, features) in zip(
+                        starts[first:], made, strict=False
+                    ):  # the last turn may be short
+                        stop = start + len(images)
+                        store(slice(start, stop), images, features)
+                        line.update(stop, f"{stop:,} of {count:,}")
             except BaseException:
                 cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _batch(source: ImageSource, extractor: Extractor, start: int, size: int) -> tuple[int, Tensor, Tensor]:
+def _batch(source: ImageSource, extractor: Extractor, start: int, size: int) -> tuple[Tensor, Tensor]:
     images = source.images(start, start + size)
-    return start, images, extractor(images)
+    return images, extractor(images)
 
 
 @contextmanager

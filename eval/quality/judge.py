@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.eval.features.extractors import Extractor
 from fewstep.eval.features.overlap import each_batch
-from fewstep.eval.interfaces import ImageSource
+from fewstep.eval.interfaces import ALONE, ImageSource, Shares
 from fewstep.eval.quality.copies import TrainingFeatures
 from fewstep.eval.quality.extrapolation import Extrapolation
 from fewstep.eval.quality.metrics import (
@@ -34,7 +34,7 @@ SCRATCH = ".scratch-"
 
 @contextmanager
 def generated(
-    source: ImageSource, extractor: Extractor, batch_size: int, folder: Path, what: str
+    source: ImageSource, extractor: Extractor, batch_size: int, folder: Path, what: str, shares: Shares = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images uint8 [N, C, H, W] of a source and their features float32 [N, D], with a progress line.
 
@@ -51,7 +51,7 @@ def generated(
                 images = _file_tensor(Path(place) / "images", (count, *batch.shape[1:]), torch.uint8)
             images[which], features[which] = batch, of_batch
 
-        each_batch(source, extractor, batch_size, what, store)
+        each_batch(source, extractor, batch_size, what, store, shares)
         assert images is not None
         yield images, features
 

@@ -23,7 +23,7 @@ from fewstep.errors import UserError, unreadable
 from fewstep.eval.features.extractors import Extractor, sha256_tensors
 from fewstep.eval.features.overlap import each_batch
 from fewstep.eval.images import check_varied, full_range_share, indexed, pixels_sha256
-from fewstep.eval.interfaces import ImageSource, IndexedImages
+from fewstep.eval.interfaces import ALONE, ImageSource, IndexedImages, Shares
 from fewstep.eval.quality.floor import half_distances
 from fewstep.eval.quality.metrics import Statistics, statistics
 from fewstep.files import (
@@ -65,14 +65,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep" / "references"))
 
 
-def extract(extractor: Extractor, source: ImageSource, what: str, batch_size: int = BATCH) -> Tensor:
+def extract(
+    extractor: Extractor, source: ImageSource, what: str, batch_size: int = BATCH, shares: Shares = ALONE
+) -> Tensor:
     """Features float32 [N, D] of all images of a source, with a progress bar named `what`."""
     features = torch.empty(len(source), extractor.dim)
 
     def store(which: slice, batch: Tensor, of_batch: Tensor) -> None:
         features[which] = of_batch
 
-    each_batch(source, extractor, batch_size, what, store)
+    each_batch(source, extractor, batch_size, what, store, shares)
     return features
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.eval.benchmark import BenchmarkSettings, benchmark, remove_others
+from fewstep.eval.benchmark import BenchmarkSettings, assist, benchmark, remove_others
 from fewstep.eval.features.extractors import Extractor, load_extractor
 from fewstep.eval.images import Picked, indexed
 from fewstep.eval.interfaces import IndexedImages
@@ -25,33 +26,33 @@ from fewstep.pipeline.data.stored import StoredData
 from fewstep.pipeline.data.stream import StreamedData
 from fewstep.pipeline.data.training import TrainingData
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
-from fewstep.pipeline.sampling.models import build_sampler, prepare_to_sample
+from fewstep.pipeline.sampling.models import ModelSampler, build_sampler, prepare_to_sample
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.manifest import read_manifest
 from fewstep.pipeline.stages.teacher import teacher_of
+from fewstep.pipeline.training import processes
 from fewstep.progress import say
 from fewstep.students.load import load_student
+from fewstep.teachers.guided import Guided
+from fewstep.teachers.preconditioned import Preconditioned
 
 MOST_SEARCHED = 2**27
 """Numbers of training images that are not in memory, among which near-copies are looked for."""
 
 
-def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[str, Any]:
+def evaluate(run: RunContext, stage: Path | None, identities: dict[str, str]) -> dict[str, Any]:
     """Measure into the run's work folder, which an interruption leaves for the next call, then move into `stage`.
 
-    `identities`: by sampler name, a hash of all that its numbers depend on.
+    `identities`: by sampler name, a hash of all that its numbers depend on. Without a `stage`: make images beside the
+    process that has one.
     """
     config, data = run.config.eval, run.config.data
-    extractor = load_extractor(config.extractor, config.weights, run.device)
-    teacher = teacher_of(run)
-    names = run.config.samplers
-    trainings = run.config.trainings
-    used = [name for name in trainings if any(sampler.subject == name for sampler in names)]
+    if stage is None:
+        _assist(run, settings_of(config, identities))
+        return {}
+    names, trainings = run.config.samplers, run.config.trainings
     repeats = {str(name) for name in names if name.kind == "student" and trainings[name.subject].number > 1}
-    students = {name: load_student(run.folder / "students" / name, run.device) for name in used}
-    for model in (teacher, *students.values()):
-        prepare_to_sample(model)
-    samplers = [build_sampler(name, teacher, students) for name in names]
+    samplers, extractor, teacher = _opened(run)
     say(
         f"eval: {len(samplers)} samplers, {config.images} images a seed block ({config.extractor}); "
         f"{config.seed_blocks} seed blocks, of DDPM {config.ddpm_seed_blocks}"
@@ -63,19 +64,21 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
     if not (work / "samplers").exists():
         _take_earlier(run.folder / "eval", work)
     remove_others(work, samplers)
-    benchmark(
-        samplers,
-        reference=reference,
-        shown=shown,
-        training_images=training,
-        training_features=training_features(config, run.data, data, extractor),
-        classes=_classes(run, reference, labels, teacher.space.num_classes),
-        extractor=extractor,
-        settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
-        folder=work,
-        device=run.device,
-        say=lambda text: say(f"  {text}"),
-    )
+    with processes.dealing() as shares:
+        benchmark(
+            samplers,
+            reference=reference,
+            shown=shown,
+            training_images=training,
+            training_features=training_features(config, run.data, data, extractor),
+            classes=_classes(run, reference, labels, teacher.space.num_classes),
+            extractor=extractor,
+            settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
+            folder=work,
+            device=run.device,
+            say=lambda text: say(f"  {text}"),
+            shares=shares,
+        )
     timed = [sampler for sampler in samplers if sampler.name not in repeats]
     fewest = {sampler.subject: sampler for sampler in sorted(timed, key=lambda sampler: -sampler.nfe)}
     folders = {each.name: "" if each.kind == "teacher" else "students/" for each in fewest.values()}
@@ -86,6 +89,23 @@ def evaluate(run: RunContext, stage: Path, identities: dict[str, str]) -> dict[s
         else:
             shutil.copyfile(path, stage / path.relative_to(work))
     return {"seed_blocks": config.seed_blocks}
+
+
+def _opened(run: RunContext) -> tuple[list[ModelSampler], Extractor, Preconditioned | Guided]:
+    """The samplers of the configuration, of the models in the run's folder, the extractor and the teacher."""
+    extractor = load_extractor(run.config.eval.extractor, run.config.eval.weights, run.device)
+    teacher, names = teacher_of(run), run.config.samplers
+    used = [name for name in run.config.trainings if any(sampler.subject == name for sampler in names)]
+    students = {name: load_student(run.folder / "students" / name, run.device) for name in used}
+    for model in (teacher, *students.values()):
+        prepare_to_sample(model)
+    return [build_sampler(name, teacher, students) for name in names], extractor, teacher
+
+
+def _assist(run: RunContext, settings: BenchmarkSettings) -> None:
+    """Make this process's share of every seed block that the leading one calls out; the first one opens the models."""
+    opened = cache(lambda: _opened(run))
+    processes.follow(lambda name, seed: assist(*opened()[:2], settings, name, seed, processes.Shares()))
 
 
 def _take_earlier(folder: Path, work: Path) -> None:

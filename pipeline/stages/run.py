@@ -37,7 +37,7 @@ from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
 
 Build = Callable[[Path | None, dict[str, Any] | None], dict[str, Any] | None]
-"""What fills a stage's folder; without one it trains beside the process that does."""
+"""What fills a stage's folder; without one it works beside the process that does."""
 STAGES = ("teacher", "student", "evaluate", "report")
 
 
@@ -54,7 +54,7 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     folder, clock = config.folder, time.monotonic()
     job = Run(config)
     lock = run_lock(folder) if processes.leads() else nullcontext()
-    with processes.together([config.to_dict(), until], folder), lock, raising_signals():
+    with raising_signals(), processes.together([config.to_dict(), until], folder), lock:
         processes.led(lambda: (sweep(folder), job.check(until)))
         job.begin()
         for name in STAGES[: STAGES.index(until) + 1]:
@@ -184,8 +184,8 @@ class Run(RunContext):
         inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
         inputs |= {"seed": self.config.seed} | self._teacher_hash()
         own = sha256_json(inputs)
-        build: Build = lambda stage, _: stage and make_trajectories(self, stage, own, ends)  # noqa: E731
-        self._stage("trajectories", "trajectories", inputs, build, own, "made again", alone=True)
+        build: Build = lambda stage, _: make_trajectories(self, stage, own, ends)  # noqa: E731
+        self._stage("trajectories", "trajectories", inputs, build, own, "made again")
 
     def _extractor(self) -> dict[str, Any]:
         """The extractor, and which weights of it where a file is given."""
@@ -221,11 +221,11 @@ class Run(RunContext):
         def build(stage: Path | None, _: dict[str, Any] | None) -> dict[str, Any] | None:
             from fewstep.pipeline.stages.evaluate import evaluate
 
-            return stage and evaluate(self, stage, identities)
+            return evaluate(self, stage, identities)
 
         inputs = shared | {"samplers": models}
         redone = "measured again where a result depends on it"
-        self._stage("eval", "eval", inputs, build, sha256_json(inputs), redone, alone=True)
+        self._stage("eval", "eval", inputs, build, sha256_json(inputs), redone)
 
     def stale_results(self) -> str:
         """How eval/ differs from what configuration and models in the folder would give.
@@ -261,15 +261,13 @@ class Run(RunContext):
         redone: str,
         partly: tuple[str, str] = ("no part", ""),
         first: Callable[[], None] | None = None,
-        *,
-        alone: bool = False,
     ) -> None:
         """Make the stage in the folder `name` unless it is there, made from these inputs.
 
         `redone` says what is done where they have changed. `partly` does so where only inputs that begin with its
         first entry have: `build` then gets the manifest of what is there, otherwise None, after `first` has made
         what it reads then. `identity`: of the checkpoints. Of several processes one decides and writes; in the others
-        `build` gets no folder, or is not called where the stage is made `alone`.
+        `build` gets no folder.
         """
         folder, checkpoints = self.folder / name, self.folder / "checkpoints" / name
         due, kept = processes.led(lambda: self._due(name, title, inputs, identity, redone, partly))
@@ -288,11 +286,8 @@ class Run(RunContext):
                 }
                 make_stage(folder, title, inputs, facts, lambda stage: build(stage, kept))
 
-            if alone:
-                processes.led(make)
-            else:
-                make() if processes.leads() else build(None, kept)
-                processes.led(lambda: None)  # the others wait until its files are there
+            make() if processes.leads() else build(None, kept)
+            processes.meet()  # the others wait until its files are there
         if processes.leads():
             with suppress(OSError):
                 remove(checkpoints)

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.features.extractors import Extractor, load_extractor
-from fewstep.eval.images import Generated, TensorImages, pixels_sha256
-from fewstep.eval.interfaces import ImageSource
+from fewstep.eval.images import Generated, TensorImages, made_in_shares, pixels_sha256
+from fewstep.eval.interfaces import ALONE, ImageSource, Shares
 from fewstep.eval.quality.metrics import kernel_distance
-from fewstep.eval.quality.references import extract
+from fewstep.eval.quality.references import BATCH, extract
 from fewstep.pipeline.config.schema import StudentConfig
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.stages.context import RunContext
+from fewstep.pipeline.training import processes
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.grid import StepGrid, solve_grid
@@ -37,23 +38,36 @@ SUBSET = 100  # images of a KID subset
 class Trials:
     """Images of a student at lists of noise levels, all from the same noise, against real images.
 
-    sample: `count` images at a list of noise levels. real: uint8 [M, C, H, W]. `images` and `evaluations` (of the
-    network, one image each) count what was made so far.
+    sample: `count` images at a list of noise levels, made in batches of `batch_size`. real: uint8 [M, C, H, W].
+    `images` and `evaluations` (of the network, one image each) count what was made so far. shares: of processes that
+    make one of these too and `assist` this one.
     """
 
     def __init__(
-        self, sample: Callable[[list[float]], ImageSource], count: int, extractor: Extractor, real: Tensor
+        self,
+        sample: Callable[[list[float]], ImageSource],
+        count: int,
+        extractor: Extractor,
+        real: Tensor,
+        batch_size: int = BATCH,
+        shares: Shares = ALONE,
     ) -> None:
         self.sample, self.count, self.extractor = sample, count, extractor
-        self.real = extract(extractor, TensorImages(real), f"features of {len(real):,} real images")
+        self.batch_size, self.shares = batch_size, shares
+        self.real = extract(extractor, TensorImages(real), f"features of {len(real):,} real images", shares=shares)
         self.images = self.evaluations = 0
 
     def features(self, sigmas: list[float], start: int, stop: int) -> Tensor:
         """Features [stop - start, D] of the images start..stop-1."""
-        images = self.sample(sigmas).images(start, stop)
-        self.images += len(images)
-        self.evaluations += len(sigmas) * len(images)
-        return extract(self.extractor, TensorImages(images), f"noise levels {_text(sigmas)}")
+        self.shares.call(sigmas, start, stop)
+        self.images += stop - start
+        self.evaluations += len(sigmas) * (stop - start)
+        return self.assist(sigmas, start, stop)
+
+    def assist(self, sigmas: list[float], start: int, stop: int) -> Tensor:
+        """What `features` gives, in a process beside one that called it out."""
+        images = made_in_shares(self.sample(sigmas), start, stop, self.batch_size, self.shares)
+        return extract(self.extractor, TensorImages(images), f"noise levels {_text(sigmas)}", shares=self.shares)
 
     def kid(self, sigmas: list[float], stop: int) -> float:
         """KID of the images 0..stop-1; its subsets are the same ones for every list of levels."""
@@ -64,24 +78,15 @@ class Trials:
 def search_levels(
     run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor
 ) -> tuple[StepGrid, dict[str, Any]]:
-    """The grid with the best levels of two, four and eight steps, and what was tried; `real`: see `Trials`."""
-    config, clock = run.config, time.monotonic()
-    count, batch = settings.search_images, config.eval.batch_size
-    extractor = load_extractor(config.eval.extractor, config.eval.weights, run.device)
-    model.register_forward_pre_hook(stop_if_cancelled)
+    """The grid with the best levels of two, four and eight steps, and what was tried; `real`: see `Trials`.
+
+    The other processes are in `assist_search`.
+    """
+    clock, count = time.monotonic(), settings.search_images
     say(f"  searching noise levels: {count} images each, KID against {len(real):,} real images")
-
-    def sample(sigmas: list[float]) -> ImageSource:
-        return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
-
-    trials = Trials(sample, count, extractor, real)
-    bounds, lowest = (model.sigma_min, model.sigma_max), settings.method.lowest_level
-    grid, two = choose_two_steps(trials, *bounds, lowest)
-    say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
-    grid, four = choose_four_steps(trials, grid, *bounds, lowest)
-    grid, eight = choose_eight_steps(trials, grid, *bounds, lowest)
-    for steps, word, tried in ((4, "four", four), (8, "eight", eight)):
-        _say_outcome(word, tried, _text(grid.sigmas(steps, *bounds)) if tried else "")
+    with processes.dealing():
+        trials = _trials(run, settings, model, real)
+        grid, found = _search(trials, settings, model)
     cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
     say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
     return grid, {
@@ -89,11 +94,38 @@ def search_levels(
         "images": count,
         "real": {"count": len(real), "sha256": pixels_sha256(real)},
         "metric": "KID",
-        "two_steps": two,
-        "four_steps": four,
-        "eight_steps": eight,
+        **found,
         "cost": cost,
     }
+
+
+def assist_search(run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor) -> None:
+    """Make this process's share of the images of a search, with the weights of the process that searches."""
+    processes.follow(_trials(run, settings, model, real).assist)
+
+
+def _trials(run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor) -> Trials:
+    config, count, batch = run.config.eval, settings.search_images, run.config.eval.batch_size
+    processes.copy_leading(model)
+    model.register_forward_pre_hook(stop_if_cancelled)
+
+    def sample(sigmas: list[float]) -> ImageSource:
+        return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
+
+    extractor = load_extractor(config.extractor, config.weights, run.device)
+    return Trials(sample, count, extractor, real, batch, processes.Shares())
+
+
+def _search(trials: Trials, settings: StudentConfig, model: ConsistencyModel) -> tuple[StepGrid, dict[str, Any]]:
+    """The grid, and what was tried for each number of steps."""
+    bounds, lowest = (model.sigma_min, model.sigma_max), settings.method.lowest_level
+    grid, two = choose_two_steps(trials, *bounds, lowest)
+    say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
+    grid, four = choose_four_steps(trials, grid, *bounds, lowest)
+    grid, eight = choose_eight_steps(trials, grid, *bounds, lowest)
+    for steps, word, tried in ((4, "four", four), (8, "eight", eight)):
+        _say_outcome(word, tried, _text(grid.sigmas(steps, *bounds)) if tried else "")
+    return grid, {"two_steps": two, "four_steps": four, "eight_steps": eight}
 
 
 def choose_two_steps(

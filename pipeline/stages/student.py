@@ -46,19 +46,17 @@ def make_student(
     """Fill `stage` with the folder of a stock pipeline of the averaged weights and its model card.
 
     `kept`: the manifest of the student that is there, where its weights are to be kept and the levels searched again.
-    Without a `stage` it trains beside the process that has one.
+    Without a `stage` it works beside the process that has one.
     """
-    if stage is None and kept is not None:
-        return {}
     real = choice_images(run.config.data, run.data)
     if kept is None:
         average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
         average = load_student(run.folder / "students" / training.name, run.device)
         facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
+    facts |= _noise_levels(run, training, average, real)
     if stage is None:
         return {}
-    facts |= _noise_levels(run, training, average, real)
     round_trip = save_student(average, stage)
     checked = ", ".join(str(steps) for steps in round_trip)
     say(f"  stock diffusers gives the same images to {max(round_trip.values()):.1e} at {checked} steps")
@@ -78,8 +76,11 @@ def _noise_levels(run: RunContext, training: Training, model: Student, real: Ten
         steps = [steps for steps in STEPS if steps <= model.most_steps]
         return {"search": None, "timesteps": {str(each): model.timesteps(each) for each in steps}}
     assert isinstance(model, ConsistencyModel)
-    from fewstep.pipeline.stages.search import search_levels  # seconds that a resumed training does not wait
+    from fewstep.pipeline.stages.search import assist_search, search_levels  # seconds that no resumed training waits
 
+    if not processes.leads():
+        assist_search(run, training.config, model, real)
+        return {}
     model.grid, search = search_levels(run, training.config, model, real)
     return {"search": search}
 

@@ -17,6 +17,7 @@ from fewstep.files import read_json, sha256_file, write_json
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.teacher import teacher_of
+from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.randomness import keyed_generator
 from fewstep.progress import ProgressLine, say
 from fewstep.students.convert import check_convertible
@@ -27,10 +28,11 @@ from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
 
-def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[float, float]) -> dict[str, Any]:
+def make_trajectories(run: RunContext, stage: Path | None, identity: str, ends: tuple[float, float]) -> dict[str, Any]:
     """Fill `stage` with the trajectories of the teacher between `ends`, which are (sigma_min, sigma_max).
 
-    They are made shard by shard in the folder of checkpoints, where an interruption leaves those that are whole.
+    They are made shard by shard in the folder of checkpoints, where an interruption leaves those that are whole. The
+    shards are dealt to the processes in turn; None: make this one's share beside the process that has a `stage`.
     """
     settings, work = run.config.trajectories, run.folder / "checkpoints" / "trajectories" / identity[:16]
     sigma_min, sigma_max = ends
@@ -41,14 +43,19 @@ def make_trajectories(run: RunContext, stage: Path, identity: str, ends: tuple[f
     evaluations = settings.number * settings.steps * (2 if isinstance(teacher, Guided) else 1)
     say(f"trajectories: {settings.number:,} of {settings.steps} steps, {evaluations:,} evaluations of the teacher")
     work.mkdir(parents=True, exist_ok=True)
+    starts, shares = range(0, settings.number, SHARD), processes.Shares()
     with ProgressLine("trajectories", settings.number) as line:
-        for number, start in enumerate(range(0, settings.number, SHARD)):
+        for number in range(shares.index, len(starts), shares.number):
+            start = starts[number]
             count = min(SHARD, settings.number - start)
             path = shard_path(work, number)
             if not _is_whole(path):
                 write_shard(path, _points(run, teacher, sigmas, number, count))
                 write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
             line.update(start + count, f"{start + count:,}")
+    processes.meet()
+    if stage is None:
+        return {}
     record = (settings.number, sigmas.float().tolist(), teacher.space.num_classes)
     write_record(work, *record)
     facts = {"evaluations": evaluations} | _end_distance(run, read_trajectories(work))

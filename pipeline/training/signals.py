@@ -51,6 +51,13 @@ def raising_signals() -> Iterator[None]:
 
 
 @contextmanager
+def ignored_signals() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C do nothing: a process that leaves already does so in order."""
+    with _handlers(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
 def _handlers(handler: object) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, handler) for number in _SIGNALS}  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, at most 200 characters; the name of its class where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from fewstep.eval.cancel import Cancelled, can_be_cancelled, stop_if_cancelled
 from fewstep.eval.features.digits_cnn import digits
 from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.features.overlap import each_batch
-from fewstep.eval.images import TensorImages
+from fewstep.eval.images import TensorImages, made_in_shares
+from fewstep.eval.interfaces import ALONE
 
 IMAGES = digits()[0][:130]
 
@@ -112,3 +114,43 @@ def test_a_thread_that_nobody_cancels_goes_on():
     thread.start()
     thread.join()
     assert outcome == ["left"]
+
+
+class Dealt:
+    """`Shares` of one of two threads, which wait for each other."""
+
+    number = 2
+
+    def __init__(self, index, meeting, table):
+        self.index, self.meeting, self.table = index, meeting, table
+
+    def call(self, *task):
+        raise AssertionError("nothing is called out here")
+
+    def gather(self, mine):
+        self.table[self.index] = mine
+        self.meeting.wait(60)
+        made = list(self.table)
+        self.meeting.wait(60)  # before the next turn
+        return made
+
+
+@pytest.mark.parametrize("count", [130, 96, 20])  # an odd number of batches, an even one, a single one
+def test_two_that_share_the_batches_both_get_all_of_them_as_one_makes_them(extractor, count):
+    def features(shares):
+        parts = []
+        source = TensorImages(IMAGES[:count])
+        each_batch(source, extractor, 32, "all", lambda *made: parts.append(made[2]), shares)
+        return torch.cat(parts)
+
+    def images(shares):
+        return made_in_shares(TensorImages(IMAGES), 5, count, 32, shares)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    meeting, table = threading.Barrier(2), [(), ()]
+    for work in (features, images):
+        with ThreadPoolExecutor(2) as pool:
+            two = list(pool.map(work, [Dealt(index, meeting, table) for index in range(2)]))
+        assert all(torch.equal(each, work(ALONE)) for each in two)
+    torch.set_num_threads(before)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.errors import UserError
 from fewstep.pipeline.training.checkpoint import list_checkpoints
+from fewstep.pipeline.training.processes import join
 from small_training import Denoising, NowAndThen
 
 STEPS = 12  # of the job in small_training.py
@@ -97,3 +99,12 @@ def test_a_run_goes_on_with_another_number_of_processes(training, tmp_path):
         assert [record["step"] for record in run.trace()] == [record["step"] for record in whole.trace()]
         losses = [[record["loss"] for record in each.trace()] for each in (whole, run)]
         assert losses[1] == pytest.approx(losses[0])
+
+
+@pytest.mark.parametrize(("cpu", "reason"), [(True, "this run is on a CPU"), (False, "DDP")])
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_weights_are_not_shared_out_among_processes(monkeypatch, name, cpu, reason):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=f"accelerate: '{name}': .*{reason}"):
+        join(cpu=cpu)
