@@ -120,8 +120,8 @@ def _open_hub(
 
     check_hub_id(config, name)
     try:
-        given = revision or config.revision
-        found: Any = load_dataset(name, config.config_name, revision=given, streaming=streamed)
+        options: Any = {"revision": revision or config.revision} | ({"streaming": True} if streamed else {})
+        found: Any = load_dataset(name, config.config_name, **options)
     except DatasetNotFoundError:
         at = f" at revision {config.revision}" if config.revision else ""
         raise UserError("data.source", config.source, f"no such public data set on the hub{at}") from None

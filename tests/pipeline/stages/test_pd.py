@@ -21,6 +21,7 @@ from fewstep.pipeline.sampling.subjects import open_subject
 from fewstep.students.ddim import ddim_student
 from fewstep.students.progressive import ProgressiveDistillation
 from fewstep.teachers.load import ddpm_model
+from small_training import stored
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -41,7 +42,7 @@ def test_a_training_resumed_in_a_later_stage_is_the_whole_one_to_the_bit(trainin
     def one(name):
         found = training(name)
         pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-        found.job = replace(found.job, images=pixels)
+        found.job = replace(found.job, data=stored(pixels))
         return found
 
     def objective():

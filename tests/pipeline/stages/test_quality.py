@@ -26,6 +26,7 @@ from fewstep.pipeline.training.loop import train
 from fewstep.students.consistency import ConsistencyModel, plan_consistency
 from fewstep.students.methods.ect import ECT
 from fewstep.teachers.interfaces import NONE, Space
+from small_training import stored
 
 COUNT = 60
 JUDGE = SimpleNamespace(extractor="digits-cnn", weights=None)
@@ -89,7 +90,7 @@ def test_the_average_with_the_better_images_wins(digits, capsys, better, chosen)
 def test_a_training_with_it_is_the_training_without_it_to_the_bit(training, tiny_unet, gaussian, digits):
     def distilled(name, *probe):
         one = training(name, ema_halflife_kimg=(0.001, 0.05), kimg=0.048)
-        one.job = replace(one.job, images=digits[:40])
+        one.job = replace(one.job, data=stored(digits[:40]))
         objective = ECT().build(ConsistencyModel(tiny_unet(dropout=0.3)), gaussian(0.0, 1.0))
         train(objective, one.job, Accelerator(cpu=True), *probe)
         assert objective.network.training
