@@ -83,7 +83,7 @@ class ECTLoop:
         loss.mean().backward()
         for parameter in self.network.parameters():
             if (gradient := parameter.grad) is not None:
-                torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)  # noqa: TID251 - as that loop does
+                gradient.clamp_(-1e5, 1e5)  # where that loop replaces what is not finite too, in one pass as well
         self.optimizer.step()
         with torch.no_grad():
             for average, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True):
