@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.students.bridges import Bridge
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.joined import has_dropout
 from fewstep.students.pairs import Pairs, SigmaPairs
 from fewstep.teachers.interfaces import (
     Batch,
@@ -67,6 +68,7 @@ class ConsistencyObjective(Objective):
         self.network = network
         self.pairs, self.bridge, self.distance, self.cost = pairs, bridge, distance, cost
         self.decay = decay
+        self._has_dropout = has_dropout(network)
         self.target = frozen_copy(network) if decay else None
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
@@ -77,10 +79,13 @@ class ConsistencyObjective(Objective):
         eps = randn(tuple(x_0.shape), generator, x_0.device)
         x_t, x_r = x_0 + per_image(t) * eps, self.bridge(x_0, eps, t, r, batch.condition)
         estimates, targets = [], []
+        if not self._has_dropout:  # no mask that the two points of a part must share
+            estimates.append(self.network(x_t, t, batch.condition))
         for part, network in self.targets(pairs, progress):
             condition = batch.condition.of(part)
-            with torch.random.fork_rng(devices=[x_0.device] if x_0.is_cuda else []):
-                estimates.append(self.network(x_t[part], t[part], condition))
+            if self._has_dropout:
+                with torch.random.fork_rng(devices=[x_0.device] if x_0.is_cuda else []):
+                    estimates.append(self.network(x_t[part], t[part], condition))
             with torch.no_grad():
                 targets.append(network(x_r[part], r[part], condition))
         estimate = torch.cat(estimates)

@@ -1,5 +1,7 @@
 """Classifier-free guidance: a denoiser made of a conditional one with and without the class."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,10 @@ class Guided(nn.Module):
         sigma = sigma.repeat(2) if isinstance(sigma, Tensor) else sigma
         without, with_class = self.model(x.repeat(2, 1, 1, 1), sigma, Condition(labels=labels)).chunk(2)
         return without + self.guidance * (with_class - without)
+
+    def know(self, sigmas: Sequence[float]) -> None:
+        """See `Preconditioned`."""
+        self.model.know(sigmas)
 
     def clone(self) -> Preconditioned:
         """A copy of the model itself, without guidance, with weights of its own: what learns other images is it."""

@@ -1,6 +1,7 @@
 """The one shape of every model: a network, a scaling, a space."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -22,7 +23,7 @@ class Preconditioned(nn.Module):
     def __init__(self, network: nn.Module, scaling: Scaling, space: Space) -> None:
         super().__init__()
         self.network, self.scaling, self.space = network, scaling, space
-        self._known: dict[float, tuple[float, float, float, float]] = {}
+        self._known: dict[float, tuple[float, ...]] = {}
 
     def forward(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
         """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B], or one of all images; not clamped."""
@@ -43,12 +44,18 @@ class Preconditioned(nn.Module):
         if isinstance(sigma, Tensor):
             c_skip, c_out, c_in, c_noise = self.scaling(sigma)
             return per_image(c_skip), per_image(c_out), per_image(c_in), c_noise
-        if sigma not in self._known:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            c_skip, c_out, c_in, c_noise = map(float, self.scaling(torch.tensor([sigma])))
-            self._known[sigma] = c_skip, c_out, c_in, c_noise
-        return self._known[sigma]
+        self.know([sigma])
+        return self._known[sigma]  # type: ignore[return-value]
+
+    def know(self, sigmas: Sequence[float]) -> None:
+        """Work out the factors of all these noise levels that are not known, at once."""
+        new = [sigma for sigma in sigmas if sigma not in self._known]
+        if not new:
+            return
+        if len(self._known) + len(new) > MOST_KNOWN:
+            self._known.clear()
+        factors = (values.tolist() for values in self.scaling(torch.tensor(new)))
+        self._known.update(zip(new, zip(*factors, strict=True), strict=True))
 
     def _output(self, x: Tensor, c_in: Tensor | float, c_noise: Tensor, condition: Condition) -> Tensor:
         labels = {} if self.space.num_classes is None else {"class_labels": self._labels(x, condition)}
