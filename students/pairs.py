@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class SigmaPairs:
     weight: Tensor
 
 
+_karras = lru_cache(maxsize=4)(karras_sigmas)  # steps that follow each other have one grid
 Pairs = Callable[[int, Progress, torch.Generator], SigmaPairs]
 
 
@@ -65,7 +67,7 @@ class KarrasPairs:
 
     def __call__(self, num: int, progress: Progress, generator: torch.Generator) -> SigmaPairs:
         """`num` pairs; `progress` has no part in it."""
-        return neighbours(karras_sigmas(self.num, self.sigma_min, self.sigma_max, self.rho), num, generator)
+        return neighbours(_karras(self.num, self.sigma_min, self.sigma_max, self.rho), num, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class CTPairs:
 
     def __call__(self, num: int, progress: Progress, generator: torch.Generator) -> SigmaPairs:
         """`num` pairs, uniform over the grid's intervals."""
-        return neighbours(karras_sigmas(self.points(progress), self.sigma_min, self.sigma_max), num, generator)
+        return neighbours(_karras(self.points(progress), self.sigma_min, self.sigma_max), num, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,12 @@ class ICTPairs:
         length = max(1, int(progress.total_steps / (math.log2(self.s1 // self.s0) + 1)))
         return min(self.s0 * 2 ** (progress.step // length), self.s1) + 1
 
+    @lru_cache(maxsize=4)  # noqa: B019 - of a frozen value
+    def _grid(self, points: int) -> tuple[Tensor, Tensor]:
+        """The grid of so many points, and where each interval ends in the distribution."""
+        grid = karras_sigmas(points, self.sigma_min, self.sigma_max)
+        return grid, self.probabilities(grid).cumsum(0)
+
     def probabilities(self, grid: Tensor) -> Tensor:
         """p of the intervals of a monotonic grid [N], float64 [N - 1] (eq. 10)."""
         edges = torch.erf((grid.double().log() - self.mean) / (2**0.5 * self.std))
@@ -120,8 +128,7 @@ class ICTPairs:
 
     def __call__(self, num: int, progress: Progress, generator: torch.Generator) -> SigmaPairs:
         """`num` pairs, stratified in the quantiles of p."""
-        grid = karras_sigmas(self.points(progress), self.sigma_min, self.sigma_max)
-        ends = self.probabilities(grid).cumsum(0)
+        grid, ends = self._grid(self.points(progress))
         index = torch.searchsorted(ends, stratified(num, generator)).clamp(max=len(ends) - 1)
         t, r = grid[index], grid[index + 1]
         return SigmaPairs(t=t.float(), r=r.float(), weight=(1 / (t - r)).float())
