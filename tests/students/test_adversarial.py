@@ -19,7 +19,7 @@ from fewstep.students.objective import squared
 from fewstep.students.regression import TrajectoryRegression
 from fewstep.students.trajectories import Trajectories
 from fewstep.teachers.interfaces import Batch, LossTerms, Progress, per_image, stratified
-from small_training import Training
+from small_training import Training, stored
 
 IMAGES = torch.randn((8, 1, 8, 8), generator=torch.Generator().manual_seed(5)).clamp(-1, 1)
 SETTINGS = Adversarial(width=4, share=0.4, weight=0.7, penalty=0.3, sigma_min=0.1, sigma_max=2.5)
@@ -138,7 +138,7 @@ def test_resumed_to_the_bit_before_and_in_the_finish(inner: Any, tmp_path: Path,
         finish = SETTINGS.build(inner)
         inner.update = lambda progress: os.kill(os.getpid(), signal.SIGTERM) if progress.step + 1 == stops_at else None
         pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=generator(), dtype=torch.uint8)
-        training.job = replace(training.job, images=pixels)
+        training.job = replace(training.job, data=stored(pixels))
         training.run(finish)
 
     whole, cut = Training(tmp_path / "whole"), Training(tmp_path / "cut")

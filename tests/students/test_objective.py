@@ -28,7 +28,7 @@ from fewstep.teachers.interfaces import Batch, Evaluations, Progress
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
-from small_training import Training
+from small_training import Training, stored
 
 Build = Callable[..., UNet2DModel]
 PROGRESS = Progress(step=3, total_steps=10, images=24)
@@ -277,7 +277,7 @@ def test_training_with_a_target_resumes_to_the_bit(tiny_unet: Build, tmp_path: P
     images = torch.randint(0, 256, (40, 1, 8, 8), generator=generator(), dtype=torch.uint8)
     whole, parts = (Training(tmp_path / name, checkpoint_kimg=1.0) for name in ("whole", "parts"))
     for training in (whole, parts):
-        training.job = replace(training.job, images=images)
+        training.job = replace(training.job, data=stored(images))
     whole.run(objective())
     for step in (4, 8):
         parts.run(objective(), interrupted_at=step)
