@@ -78,6 +78,9 @@ def join(*, cpu: bool = False) -> torch.device:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         _leave_with(None)
+        # accelerate's state lets processes without a GPU meet only where it is told that they are to do without
+        asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        cpu = cpu or asked or not torch.accelerator.is_available()
     try:
         return torch.device(PartialState(cpu=cpu, **(_meeting_place() if several else {})).device or "cpu")
     except (dist.DistNetworkError, dist.DistStoreError) as error:
