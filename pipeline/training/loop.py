@@ -52,6 +52,9 @@ def train(
         raise UserError(f"{job.title}.train.slices", job.slices, remedy)
     objective.to(accelerator.device).train()
     emas = {name: EMA(objective.averaged(), kimg) for name, kimg in config.halflives.items()}
+    set_up(objective, config, job.title, accelerator.device)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
+    wrapped = accelerator.prepare(objective)  # moves the weights, which lie in one piece from then on
     averages = {name: ema.network for name, ema in emas.items()}
     kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
     groups = [{**group, "params": Flat(group["params"])} for group in objective.parameter_groups()]
@@ -64,9 +67,6 @@ def train(
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
         step = load_checkpoint(found, state)
         say(f"  continues at step {step} of {job.total_steps}")
-    set_up(objective, config, job.title, accelerator.device)
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=objective.partial)  # type: ignore[assignment]
-    wrapped = accelerator.prepare(objective)
     objective.zero_grad(set_to_none=True)  # what making the network left (a refit): part of no step, here or resumed
     log = TrainingLog(job.log, job.tensorboard, step) if accelerator.is_main_process else None
     try:

@@ -82,10 +82,13 @@ def join(*, cpu: bool = False) -> torch.device:
         asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         cpu = cpu or asked or not torch.accelerator.is_available()
     try:
-        return torch.device(PartialState(cpu=cpu, **(_meeting_place() if several else {})).device or "cpu")
+        state = PartialState(cpu=cpu, **(_meeting_place() if several else {}))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError("processes", place, f"cannot meet there ({first_line(error)})") from None
+    if state.device is None or state.device.type == "cpu":
+        state.device = torch.device("cpu")  # to cpu:0, which it is called of several, each tensor would be copied
+    return state.device
 
 
 def _meeting_place() -> dict[str, Any]:

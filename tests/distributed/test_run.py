@@ -41,7 +41,7 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_under_torchrun_give_what_one_gives(one, tmp_path):
-    command = [*torchrun(), "run", *tiny_arguments(tmp_path, **SLICES)]
+    command = [*torchrun(), "run", *tiny_arguments(tmp_path, device="auto", **SLICES)]
     done = subprocess.run(command, env={**os.environ, **ON_CPU}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("teacher: done in") == 1
