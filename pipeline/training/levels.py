@@ -16,13 +16,13 @@ KEYS = tuple(f"loss/{SIGMA_MIN * _STEP ** (index + 0.5):.2g}" for index in range
 
 
 def sums_and_counts(loss: Tensor, sigma: Tensor) -> Tensor:
-    """The sum of the losses and their number in each bin [2, S, BINS], of losses [S, B] at noise levels [S, B].
+    """The sum of the losses and their number in each bin [2, BINS], of losses [B] at noise levels [B].
 
     Not by scattered additions, whose order differs on a GPU from run to run.
     """
     place = ((sigma / SIGMA_MIN).log() / math.log(_STEP)).floor().clamp(0, BINS - 1)
-    within = place.unsqueeze(-2) == torch.arange(BINS, device=place.device).unsqueeze(1)
-    return torch.stack([torch.where(within, loss.unsqueeze(-2), 0.0).sum(-1), within.sum(-1)])
+    within = place == torch.arange(BINS, device=place.device).unsqueeze(1)
+    return torch.stack([torch.where(within, loss, 0.0).sum(1), within.sum(1)])
 
 
 @dataclass

@@ -147,3 +147,11 @@ def test_resumed_to_the_bit_before_and_in_the_finish(build: Any, tmp_path: Path,
         cut.run(objective(interrupted_at))
     cut.run(objective(None))
     assert cut.hashes(12) == whole.hashes(12)
+
+
+def test_it_may_begin_between_two_log_lines(build: Any, tmp_path: Path):
+    run = Training(tmp_path / "run", log_every=12, checkpoint_kimg=1.0)
+    images = run.job.data.images(0, 40)
+    run.job = replace(run.job, data=stored(images.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+    run.run(build(share=0.5))
+    assert [record["step"] for record in run.trace()] == [12]
