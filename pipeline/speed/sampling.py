@@ -11,10 +11,9 @@ from fewstep.eval.speed.evaluations import each_evaluation
 from fewstep.eval.speed.timing import BatchNoise, synchronise
 from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, student_sampler, teacher_sampler
 from fewstep.pipeline.speed.floor import Bare, bare
-from fewstep.pipeline.speed.training import Subjects
-from fewstep.pipeline.speed.turns import spread
+from fewstep.pipeline.speed.training import Subjects, converted
+from fewstep.pipeline.speed.turns import seconds_of, spread
 from fewstep.progress import say
-from fewstep.students.convert import convert_teacher
 
 DDPM_STEPS, ONE_STEP_RUNS = 1000, 300
 STRETCH = 50  # evaluations in a turn
@@ -23,9 +22,7 @@ STRETCH = 50  # evaluations in a turn
 def measure_sampling(subjects: Subjects, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """DDPM's time over that of as many bare evaluations, and the student's one step over one, at each batch size."""
     teacher, _ = subjects.model()
-    config, generator = subjects.student, torch.Generator("cpu").manual_seed(0)
-    ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-    student, _ = convert_teacher(teacher, **ends, refit_steps=0, generator=generator)
+    student = converted(teacher, subjects.student)
     steps = min(DDPM_STEPS, subjects.config.num_train_timesteps)
     samplers = [(teacher_sampler(teacher, "ddpm", steps), teacher), (student_sampler(student.eval(), 1), student)]
     found: dict[str, Any] = {}
@@ -53,7 +50,7 @@ def _many(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, 
             if evaluations:
                 synchronise(device)
                 ours.append(time.perf_counter() - began)
-            floor.append(_seconds(call, STRETCH, device))
+            floor.append(seconds_of(call, STRETCH, device))
             began = time.perf_counter()
         evaluations += 1
 
@@ -73,18 +70,9 @@ def _one(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, A
     ours: list[float] = []
     floor: list[float] = []
     for _ in range(runs + 1):
-        ours.append(_seconds(sample, 1, device))
-        floor.append(_seconds(call, 1, device))
+        ours.append(seconds_of(sample, 1, device))
+        floor.append(seconds_of(call, 1, device))
     return _row(ours[1:], floor[1:], 1)
-
-
-def _seconds(call: Any, times: int, device: torch.device) -> float:  # noqa: ANN401 - whatever can be called
-    synchronise(device)
-    began = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronise(device)
-    return time.perf_counter() - began
 
 
 def _row(ours: list[float], floor: list[float], evaluations: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fewstep.pipeline.config.teacher import TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.speed.floor import Bare, Floor, bare
 from fewstep.pipeline.speed.rivals import AccelerateScript, ECTLoop
-from fewstep.pipeline.speed.turns import BLOCK, Step, Turns
+from fewstep.pipeline.speed.turns import BLOCK, Step, Turns, seconds_of
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.student import student_objective
 from fewstep.pipeline.stages.teacher import teacher_objective
@@ -26,6 +26,7 @@ from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.loop import train
 from fewstep.progress import say
+from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import convert_teacher
 from fewstep.students.ddim import ddim_student
 from fewstep.students.interfaces import Student
@@ -74,9 +75,7 @@ class Subjects:
             assert scheduler is not None
             model: Student = ddim_student(teacher, scheduler)
         else:
-            generator = torch.Generator("cpu").manual_seed(0)
-            ends = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-            model, _ = convert_teacher(teacher, **ends, refit_steps=0, generator=generator)
+            model = converted(teacher, config)
         source = self._trajectories(teacher, config) if config.method.reads_trajectories else teacher
         return student_objective(config, model, source, teacher)
 
@@ -99,6 +98,12 @@ class Subjects:
             write_shard(shard_path(folder, 0), points)
             write_record(folder, TRAJECTORIES, sigmas.float().tolist(), teacher.space.num_classes)
         return read_trajectories(folder)
+
+
+def converted(teacher: Preconditioned, config: StudentConfig) -> ConsistencyModel:
+    """A consistency model with a teacher's weights, its time embedding as it is."""
+    ends, generator = (config.sigma_min, config.sigma_max), torch.Generator("cpu").manual_seed(0)
+    return convert_teacher(teacher, sigma_min=ends[0], sigma_max=ends[1], refit_steps=0, generator=generator)[0]
 
 
 def measure_training(subjects: Subjects, blocks: int, methods: Collection[str]) -> dict[str, Any]:
@@ -214,15 +219,9 @@ def _arithmetic(run: RunContext, network: nn.Module, config: TrainConfig, floor_
         call().float().square().mean().backward()
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
     matrix = torch.randn(MATRIX, MATRIX, device=run.device, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        synchronise(run.device)
-        began = time.perf_counter()
-        for _ in range(1 if run.device.type == "cpu" else 50):
-            torch.mm(matrix, matrix)
-        synchronise(run.device)
-        seconds.append((time.perf_counter() - began) / (1 if run.device.type == "cpu" else 50))
-    rate, most = counter.get_total_flops() / floor_ms * 1000, 2 * MATRIX**3 / min(seconds)
+    times = 1 if run.device.type == "cpu" else 50
+    fastest = min(seconds_of(lambda: torch.mm(matrix, matrix), times, run.device) for _ in range(5)) / times
+    rate, most = counter.get_total_flops() / floor_ms * 1000, 2 * MATRIX**3 / fastest
     return {"flops_per_step": counter.get_total_flops(), "flops": rate, "matrix_flops": most, "share": rate / most}
 
 

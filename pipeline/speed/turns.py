@@ -53,10 +53,7 @@ class Turns:
 
     def timed(self, step: Step) -> float:
         """Seconds of a stretch of a contender's steps."""
-        began = self._now()
-        for _ in range(self.stretch):
-            step()
-        return self._now() - began
+        return seconds_of(step, self.stretch, self.device)
 
     def _now(self) -> float:
         synchronise(self.device)
@@ -75,6 +72,16 @@ class Turns:
     def milliseconds(self, name: str) -> float:
         """Of a step: the median of all blocks."""
         return 1000 * median(self.blocks(name))
+
+
+def seconds_of(call: Step, times: int, device: torch.device) -> float:
+    """Seconds of so many calls, from when the device has nothing left to do until it has done them."""
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronise(device)
+    return time.perf_counter() - began
 
 
 def spread(values: list[float]) -> dict[str, Any]:

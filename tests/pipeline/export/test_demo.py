@@ -162,7 +162,7 @@ def expect_images(browser, student, seed, labels=None):
     for steps in (1, 2):
         mine, theirs = pixels(browser, steps), fewstep.sample(student, 16, steps, seed, labels).numpy()[:, 0]
         assert np.abs(mine.astype(int) - theirs).max() <= 1
-        assert (mine == theirs).mean() > 0.995  # of 512
+        assert (mine != theirs).sum() <= 1
 
 
 @pytest.mark.data

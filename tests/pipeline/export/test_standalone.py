@@ -38,7 +38,7 @@ def expect_images(path, run, steps, seed, labels=None):
     mine = pictures(path).astype(int)
     theirs = fewstep.sample(fewstep.load_student(run), 9, steps, seed, labels).numpy()[:, 0]
     assert np.abs(mine - theirs).max() <= 1
-    assert (mine == theirs).mean() > 0.995  # of 576
+    assert (mine != theirs).sum() <= 1
 
 
 @pytest.mark.parametrize("size", [64, 784, 3072, 25, 63])
