@@ -5,7 +5,7 @@ the other take as long as several layers.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Flat:
 
     def holds(self, parameters: Sequence[nn.Parameter]) -> bool:
         """Whether it is of these very weights, in their order."""
-        return len(parameters) == len(self.parts) and all(map(_is, parameters, self.parts))
+        return len(parameters) == len(self.parts) and all(map(is_, parameters, self.parts))
 
 
 def _as(gradient: Tensor | None, weight: Tensor) -> Tensor:
@@ -57,7 +57,3 @@ def _as(gradient: Tensor | None, weight: Tensor) -> Tensor:
     if gradient.stride() != weight.stride():
         gradient = torch.empty_like(weight).copy_(gradient)
     return _in_order(gradient)
-
-
-def _is(one: Any, other: Any) -> bool:  # noqa: ANN401 - any two
-    return one is other

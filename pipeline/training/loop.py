@@ -57,11 +57,12 @@ def train(
     wrapped = accelerator.prepare(objective)  # moves the weights, which lie in one piece from then on
     averages = {name: ema.network for name, ema in emas.items()}
     kept = nn.ModuleList(averages.values()) if len(averages) > 1 else next(iter(averages.values()))
-    groups = [{**group, "params": Flat(group["params"])} for group in objective.parameter_groups()]
-    flats = [group["params"] for group in groups]
+    groups = objective.parameter_groups()
+    flats = [Flat(group["params"]) for group in groups]
     for ema in emas.values():
         ema.lie_like(flats)
-    optimizer = _optimizer(groups, config)
+    whole = [{**group, "params": [flat.whole]} for group, flat in zip(groups, flats, strict=True)]
+    optimizer = _optimizer(whole, config)
     state = TrainingState(objective=objective, ema=kept, optimizer=optimizer)
     step = 0
     if found := latest_checkpoint(job.checkpoints, job.config_hash, say):
@@ -83,8 +84,7 @@ def train(
 
 
 def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of flat groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
-    groups = [{**group, "params": [group["params"].whole]} for group in groups]
+    """The optimizer of an objective's groups; weight decay is decoupled from the gradient (Loshchilov 2019) in both."""
     given = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
         return torch.optim.RAdam(groups, decoupled_weight_decay=True, **given)
