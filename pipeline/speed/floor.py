@@ -1,15 +1,15 @@
-"""The floor: an objective's network evaluations and its optimizer's step, and nothing else."""
+"""The floor: the network calls of a step and its optimizer's, and nothing else."""
 
 import copy
-import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.pipeline.config.training import TrainConfig
+from fewstep.pipeline.speed.calls import Call
 from fewstep.students.continuous import jvp
-from fewstep.teachers.interfaces import Objective
 from fewstep.teachers.preconditioned import Preconditioned
 
 
@@ -36,52 +36,59 @@ class Bare:
 
 
 class Floor:
-    """Steps with as many evaluations as `Objective.cost` has, of networks of their own; shares come up now and then.
+    """Steps that make the same calls of networks as those that it is told, on copies, and an optimizer's step.
 
-    There are as many networks that are trained as the objective has groups of that many weights.
+    calls: those of the next step. The inputs lie ready; the loss of a call is the square of its output. Copies are made
+    when their network is first called.
     """
 
-    def __init__(self, objective: Objective, config: TrainConfig, shape: tuple[int, int, int]) -> None:
-        network = bare(objective.network)
-        weights = sum(each.numel() for each in network.parameters())
-        groups = [sum(each.numel() for each in group["params"]) for group in objective.parameter_groups()]
-        copies = [
-            copy.deepcopy(network).requires_grad_(True) for _ in range(max(1, sum(n > weights / 2 for n in groups)))
-        ]
-        self.networks = [Bare(each.train(), shape, config.batch_size) for each in copies]
-        parameters = [each for network in copies for each in network.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, fused=True)
-        self.cost, self.steps, self.trained = objective.cost, 0, 0
-        device = self.networks[0].x.device.type
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
+    def __init__(self, calls: Callable[[], Sequence[Call]], config: TrainConfig, shape: tuple[int, int, int]) -> None:
+        self.calls, self.config, self.shape = calls, config, shape
+        self._copies: dict[int, nn.Module] = {}
+        self._ready: dict[tuple[int, int], Bare] = {}
+        self._optimizers: dict[int, torch.optim.AdamW] = {}
 
     def __call__(self) -> None:
         """One step."""
-        with self.autocast:
-            for _ in range(self._due(self.cost.target + self.cost.teacher)):
-                with torch.no_grad():
-                    self.networks[0]()
-            for _ in range(self._due(self.cost.jvp)):
-                self._derivative(self.networks[0])
-            for _ in range(self._due(self.cost.student)):
-                network = self.networks[self.trained % len(self.networks)]
-                network().float().square().mean().backward()
-                self.trained += 1
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
+        bf16 = self.config.precision == "bf16"
+        for call in self.calls():
+            network = self._copy(call)
+            with torch.autocast(network.x.device.type, torch.bfloat16, enabled=bf16):
+                if call.purpose == "output":
+                    with torch.no_grad():
+                        network()
+                elif call.purpose == "derivative":
+                    _derivative(network)
+                else:
+                    self._gradient(call, network)
+        for optimizer in self._optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-    def _due(self, evaluations: float) -> int:
-        """How many of them this step has: the running sum, rounded down."""
-        before, after = (math.floor(steps * evaluations + 1e-6) for steps in (self.steps, self.steps + 1))
-        return after - before
+    def _copy(self, call: Call) -> Bare:
+        key = id(call.network)
+        if key not in self._copies:
+            self._copies[key] = copy.deepcopy(call.network).requires_grad_(False)
+        if (key, call.images) not in self._ready:
+            self._ready[key, call.images] = Bare(self._copies[key], self.shape, call.images)
+        return self._ready[key, call.images]
 
-    @staticmethod
-    @torch.no_grad()
-    def _derivative(network: Bare) -> None:
-        def output(x: Tensor, time: Tensor) -> Tensor:
-            return network.network(x, time, **network.labels).sample
+    def _gradient(self, call: Call, network: Bare) -> None:
+        weights, parameters = call.purpose == "weights", list(network.network.parameters())
+        if parameters[0].requires_grad != weights:
+            network.network.requires_grad_(weights)
+        if weights and id(call.network) not in self._optimizers:
+            self._optimizers[id(call.network)] = torch.optim.AdamW(parameters, self.config.learning_rate, fused=True)
+        network.x.requires_grad_(not weights)
+        network().float().square().mean().backward()
+        network.x.requires_grad_(False).grad = None
 
-        inputs = (network.x, network.time)
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(network.x.device.type, enabled=False):
-            jvp(output, inputs, tuple(map(torch.ones_like, inputs)))
+
+@torch.no_grad()
+def _derivative(network: Bare) -> None:
+    def output(x: Tensor, time: Tensor) -> Tensor:
+        return network.network(x, time, **network.labels).sample
+
+    inputs = (network.x, network.time)
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(network.x.device.type, enabled=False):
+        jvp(output, inputs, tuple(map(torch.ones_like, inputs)))

@@ -52,8 +52,9 @@ def speed_table(results: dict[str, Any]) -> str:
         "|:--|:--|--:|--:|--:|--:|",
     ]
     for name, row in results["training"].items():
-        cost = row["evaluations"]
-        evaluations = f"{cost['student']:.3g} / {cost['target'] + cost['teacher']:.3g} / {cost['jvp']:.3g}"
+        made = row["evaluations"]
+        without = made.get("output", 0) + made.get("inputs", 0)
+        evaluations = f"{made['weights']:.3g} / {without:.3g} / {made.get('derivative', 0):.3g}"
         cells = [name, evaluations, f"{row['ms']:.1f}", f"{row['floor_ms']:.1f}", _spread(row["ratio"])]
         lines.append(f"| {' | '.join(cells)} | {row['images_per_second']:,.0f} |")
     lines += [

@@ -16,6 +16,7 @@ from fewstep.eval.speed.timing import synchronise
 from fewstep.pipeline.config.schema import StudentConfig
 from fewstep.pipeline.config.teacher import TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
+from fewstep.pipeline.speed.calls import Calls
 from fewstep.pipeline.speed.floor import Bare, Floor, bare
 from fewstep.pipeline.speed.rivals import AccelerateScript, ECTLoop
 from fewstep.pipeline.speed.turns import BLOCK, Step, Turns, seconds_of
@@ -162,14 +163,17 @@ def _side_by_side(
     run: RunContext, name: str, objective: Objective, config: TrainConfig, blocks: int, others: Mapping[str, Step]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A row of the training in turn with its floor, and one for each rival beside it."""
-    floor = Floor(objective.to(run.device), config, run.data.shape)
-    turns = Turns({"floor": floor, **others}, run.device)
+    calls = Calls(type(bare(objective.network)))
+    calls.follow(objective)
+    turns = Turns({"floor": Floor(calls.next, config, run.data.shape), **others}, run.device, calls.unheard)
     turns.follow(objective)
     steps = BLOCK * (blocks + 1) + turns.stretch  # the first block warms up, the first stretch begins
-    train(objective, _job(run, name, config, steps), run.accelerated(config.precision))
+    with calls.noted():
+        train(objective, _job(run, name, config, steps), run.accelerated(config.precision))
     ms, floor_ms = turns.milliseconds("ours"), turns.milliseconds("floor")
     row = {
-        "evaluations": asdict(objective.cost),
+        "evaluations": calls.per_image(config.batch_size),
+        "cost": asdict(objective.cost),
         "batch_size": config.batch_size,
         "ms": ms,
         "floor_ms": floor_ms,

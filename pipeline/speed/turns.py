@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -19,11 +20,17 @@ class Turns:
     """Seconds of training steps and of contenders' steps, a `stretch` of each in turn.
 
     The training loop calls `update` of its objective once a step; what passes from the end of one call to the
-    beginning of the next is a step of the loop with all that is around it: data, averages, logs, checkpoints.
+    beginning of the next is a step of the loop with all that is around it: data, averages, logs, checkpoints. The
+    contenders take theirs within `around`.
     """
 
-    def __init__(self, contenders: Mapping[str, Step], device: torch.device) -> None:
-        self.contenders, self.device = contenders, device
+    def __init__(
+        self,
+        contenders: Mapping[str, Step],
+        device: torch.device,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.contenders, self.device, self.around = contenders, device, around
         self.stretch = 1 if device.type == "cpu" else BLOCK  # a GPU is not waited for at each step
         self.seconds = defaultdict[str, list[float]](list)
         self._began: float | None = None
@@ -37,7 +44,8 @@ class Turns:
             update(progress)
             self._steps += 1
             if self._steps % self.stretch == 0:
-                self._take_turns()
+                with self.around():
+                    self._take_turns()
 
         objective.update = updated
 

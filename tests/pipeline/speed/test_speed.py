@@ -2,18 +2,23 @@
 
 import json
 import time
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_arguments
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.pipeline.cli.main import main
 from fewstep.pipeline.config.reading import load_config
+from fewstep.pipeline.speed.calls import Calls
 from fewstep.pipeline.speed.floor import Floor
 from fewstep.pipeline.speed.rivals import AccelerateScript, ECTLoop
 from fewstep.pipeline.speed.turns import BLOCK, Turns
 from fewstep.students.consistency import ConsistencyModel
+from fewstep.students.continuous import jvp
 from fewstep.students.methods import METHODS
 from fewstep.teachers.interfaces import Evaluations, Objective, Progress
 from fewstep.teachers.network import build_scheduler
@@ -21,39 +26,56 @@ from fewstep.teachers.network import build_scheduler
 TRAIN = load_config("digits", {"student.train.batch_size": 8, "student.train.kimg": 1}).students["student"].train
 
 
-class Counted(Objective):
-    def __init__(self, network, cost):
+class EachPurpose(Objective):
+    """Calls a network for all that a call can be for, with images of a number of their own."""
+
+    def __init__(self, network):
         super().__init__()
-        self.network, self.cost = network, cost
+        self.network, self.cost = network, Evaluations(student=1)
+
+    def step(self):
+        def called(images):
+            return lambda x: self.network(x, torch.zeros(images)).sample
+
+        x = {images: torch.randn(images, 1, 8, 8) for images in range(1, 5)}
+        called(1)(x[1]).sum().backward()
+        with torch.no_grad():
+            called(2)(x[2])
+        frozen = {name: weight.detach() for name, weight in self.network.named_parameters()}
+        torch.func.functional_call(self.network, frozen, (x[3].requires_grad_(), torch.zeros(3)))
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            jvp(called(4), (x[4],), (x[4],))
+        self.update(Progress(step=0, total_steps=1, images=0))
 
 
-@pytest.mark.parametrize(
-    ("cost", "steps", "gradients", "others"),
-    [
-        (Evaluations(student=1), 6, 6, 0),
-        (Evaluations(student=1, target=1, teacher=2), 3, 3, 9),
-        (Evaluations(student=4 / 3, target=2 / 3, teacher=1 / 3), 6, 8, 6),
-    ],
-)
-def test_a_floor_has_the_evaluations_of_its_objective(tiny_unet, cost, steps, gradients, others):
-    floor = Floor(Counted(tiny_unet(), cost), TRAIN, (1, 8, 8))
-    called = []
-    floor.networks[0].network.register_forward_hook(lambda *_: called.append(torch.is_grad_enabled()))
-    for _ in range(steps):
+def test_a_floor_makes_the_calls_of_a_training_on_copies(tiny_unet):
+    objective = EachPurpose(tiny_unet())
+    calls = Calls(type(objective.network))
+    calls.follow(objective)
+    floor = Floor(calls.next, TRAIN, (1, 8, 8))
+    with calls.noted():
+        for _ in range(2):
+            objective.step()
+        steps = [list(step) for step in calls._taken]
         floor()
-    assert (called.count(True), called.count(False)) == (gradients, others)
-
-
-def test_a_floor_of_a_derivative_has_the_forward_pass_with_its_tangents(tiny_unet):
-    floor = Floor(Counted(tiny_unet(), Evaluations(student=1, jvp=1)), TRAIN, (1, 8, 8))
-    called = []
-    floor.networks[0].network.register_forward_hook(lambda *_: called.append(torch.is_grad_enabled()))
-    floor()
-    assert called == [False, True]
+        floor()
+        assert calls.per_image(2) == {"weights": 0.5, "output": 1.0, "inputs": 1.5, "derivative": 2.0}
+        objective.update(Progress(step=0, total_steps=1, images=0))
+        made = [replace(call, network=objective.network) for call in calls.next()]
+    assert [(call.images, call.purpose) for call in steps[0]] == [
+        (1, "weights"),
+        (2, "output"),
+        (3, "inputs"),
+        (4, "derivative"),
+    ]
+    assert made == steps[0] + steps[1]
+    (copied,) = floor._copies.values()
+    pairs = zip(copied.parameters(), objective.network.parameters(), strict=True)
+    assert any(not torch.equal(new, old) for new, old in pairs)
 
 
 def test_turns_tell_a_slower_contender_by_its_ratio(tiny_unet):
-    objective = Counted(tiny_unet(), Evaluations(student=1))
+    objective = EachPurpose(tiny_unet())
     turns = Turns({"slow": lambda: time.sleep(0.004)}, torch.device("cpu"))
     turns.follow(objective)
     for step in range(3 * BLOCK + 1):
@@ -103,6 +125,11 @@ def test_speed_measures_methods_beside_their_floors(tmp_path: Path, capsys, meth
     assert {"teacher", *methods.split(",")} <= set(found["training"])
     for row in found["training"].values():
         assert row["ms"] > 0
+        made, cost = defaultdict(float, row["evaluations"]), row["cost"]
+        without = cost["target"] + cost["teacher"]
+        assert (made["weights"], made["output"], made["derivative"]) == pytest.approx(
+            (cost["student"], without, cost["jvp"]), rel=0.05
+        )
         assert row["ratio"]["blocks"] == 2
     assert set(found["rivals"]) == {"accelerate script", "ECT loop"}
     assert all(0.5 < row["ratio"]["median"] < 10 for row in found["sampling"].values())
