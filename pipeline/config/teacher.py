@@ -66,9 +66,14 @@ class TrainedTeacher(Section):
         """Whether it is a DDPM, with timesteps."""
         return self.prediction in ("v_prediction", "epsilon", "sample")
 
+    @property
+    def null_class(self) -> bool:
+        """Whether it learns images without their class too, so that it can be guided."""
+        return self.class_conditional and self.label_dropout > 0
+
     @model_validator(mode="after")
     def _check(self) -> "TrainedTeacher":
-        if self.guidance != 1 and not (self.class_conditional and self.label_dropout):
+        if self.guidance != 1 and not self.null_class:
             raise UserError(
                 "guidance", self.guidance, "needs {here}class_conditional and a {here}label_dropout above 0"
             )

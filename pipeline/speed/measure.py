@@ -1,11 +1,13 @@
 """`fewstep speed`: what training and sampling cost beside the bare evaluations of the network."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.eval.report.tables import table_markdown
 from fewstep.eval.speed.environment import environment
 from fewstep.files import write_json
 from fewstep.pipeline.config.schema import Config
@@ -45,45 +47,39 @@ def measure_speed(config: Config, blocks: int, methods: Collection[str], out: Pa
 
 def speed_table(results: dict[str, Any]) -> str:
     """The results as tables in Markdown."""
-    where = results["environment"]
-    size = "x".join(map(str, results["shape"]))
-    lines = [
-        "| training | evaluations (gradient / without / derivative) | ms a step | floor | loop / floor | images/s |",
-        "|:--|:--|--:|--:|--:|--:|",
-    ]
+    head = "training", "evaluations (gradient / without / derivative)", "ms a step", "floor", "loop / floor", "images/s"
+    lines = []
     for name, row in results["training"].items():
-        made = row["evaluations"]
-        without = made.get("output", 0) + made.get("inputs", 0)
-        evaluations = f"{made['weights']:.3g} / {without:.3g} / {made.get('derivative', 0):.3g}"
-        cells = [name, evaluations, f"{row['ms']:.1f}", f"{row['floor_ms']:.1f}", _spread(row["ratio"])]
-        lines.append(f"| {' | '.join(cells)} | {row['images_per_second']:,.0f} |")
-    lines += [
-        "",
-        "| rival | beside | ms a step | of the floor's rate | ours | ours is faster |",
-        "|:--|:--|--:|--:|--:|--:|",
-    ]
+        made = defaultdict(float, row["evaluations"])
+        evaluations = f"{made['weights']:.3g} / {made['output'] + made['inputs']:.3g} / {made['derivative']:.3g}"
+        times = f"{row['ms']:.1f}", f"{row['floor_ms']:.1f}", _spread(row["ratio"])
+        lines.append((name, evaluations, *times, f"{row['images_per_second']:,.0f}"))
+    trained = table_markdown(head, lines)
+    head = "rival", "beside", "ms a step", "of the floor's rate", "ours", "ours is faster"
+    lines = []
     for name, row in results["rivals"].items():
         shares = (f"{100 * row[key]:.0f} %" for key in ("share_of_floor", "ours_share_of_floor"))
-        cells = [name, row["beside"], f"{row['ms']:.1f}", *shares, f"{_spread(row['ours_faster'])}x"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| sampling | evaluations | ms an evaluation | bare | sampler / bare |",
-        "|:--|--:|--:|--:|--:|",
-    ]
+        lines.append((name, row["beside"], f"{row['ms']:.1f}", *shares, f"{_spread(row['ours_faster'])}x"))
+    rivals = table_markdown(head, lines)
+    head = "sampling", "evaluations", "ms an evaluation", "bare", "sampler / bare"
+    lines = []
     for name, row in results["sampling"].items():
-        cells = [name, f"{row['evaluations']:,}", f"{row['ms_per_evaluation']:.2f}", f"{row['floor_ms']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {_spread(row['ratio'])} |")
-    overhead, arithmetic = results["overhead"], results["arithmetic"]
+        times = f"{row['ms_per_evaluation']:.2f}", f"{row['floor_ms']:.2f}", _spread(row["ratio"])
+        lines.append((name, f"{row['evaluations']:,}", *times))
+    return "\n".join([trained, rivals, table_markdown(head, lines), _where(results)])
+
+
+def _where(results: dict[str, Any]) -> str:
+    """What was measured, on what, and what batches, logs and arithmetic are of it."""
+    where, overhead, arithmetic = results["environment"], results["overhead"], results["arithmetic"]
+    size, parameters = "x".join(map(str, results["shape"])), results["network_parameters"] / 1e6
     share, rate = 100 * overhead["share_of_step"], arithmetic["flops"] / 1e12
     device = where["device"] if where["device"] != "cpu" else f"{where['processor']}, {where['threads']} threads"
-    lines += [
-        "",
-        f"{device}; images of {size}, {results['network_parameters'] / 1e6:.2f} M parameters, {results['precision']}. "
+    return (
+        f"{device}; images of {size}, {parameters:.2f} M parameters, {results['precision']}. "
         f"Batches and logs take {share:.2f} % of the teacher's step; its floor computes {rate:.3g} TFLOP/s, "
-        f"{100 * arithmetic['share']:.0f} % of what products of large matrices reach. Ratios: median (quartiles).",
-    ]
-    return "\n".join(lines)
+        f"{100 * arithmetic['share']:.0f} % of what products of large matrices reach. Ratios: median (quartiles)."
+    )
 
 
 def _spread(ratio: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ import torch
 from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.eval.report.tables import table_markdown
+
 GRADIENT_BYTES = 4  # of a weight: DDP sums them in float32
 STATE_BYTES = 24  # of a weight: itself, gradient, flat gradient, two moments, average, in float32
 BACKWARD = 2 / 3  # share of a step in which gradients can be on their way
@@ -92,33 +94,26 @@ def overtaken(weights: int, flops: float, gpu: GPU) -> float:
 
 
 def table(gpu: GPU, counts: Sequence[int] = (1, 8, 64, 512)) -> str:
-    """A row for each network and number of GPUs, in Markdown."""
-    lines = [
-        "| network | weights | GFLOP an image, both passes | state | images/GPU to hide the gradients |",
-        "|:--|--:|--:|--:|--:|",
-    ]
-    found = [(network, *network.counted()) for network in NETWORKS]
-    for network, weights, flops in found:
-        sizes = [f"{weights / 1e6:,.0f} M", f"{flops / 1e9:,.0f}", f"{weights * STATE_BYTES / 1e9:,.1f} GB"]
-        lines.append(f"| {network.name} | {' | '.join(sizes)} | {overtaken(weights, flops, gpu):.1f} |")
-    lines += ["", "| network, batch | GPUs | ms a step | not hidden | of 1 GPU's rate, each | $ a million images |"]
-    lines.append("|:--|--:|--:|--:|--:|--:|")
-    for network, weights, flops in found:
+    """A row for each network, and one for each of them on a number of GPUs, in Markdown."""
+    networks, steps = [], []
+    for network in NETWORKS:
+        weights, flops = network.counted()
+        sizes = f"{weights / 1e6:,.0f} M", f"{flops / 1e9:,.0f}", f"{weights * STATE_BYTES / 1e9:,.1f} GB"
+        networks.append((network.name, *sizes, f"{overtaken(weights, flops, gpu):.1f}"))
         for gpus in counts:
+            row = f"{network.name}, {network.batch:,}", str(gpus)
             if network.batch < gpus:
-                lines.append(f"| {network.name}, {network.batch:,} | {gpus} | – | – | – | – |")
+                steps.append((*row, *["–"] * 4))
                 continue
             arithmetic, exposed = step(weights, flops, network.batch, gpus, gpu)
             total = arithmetic + exposed
             dollars = gpus * gpu.price / 3600 * total / network.batch * 1e6
-            cells = [
-                f"{1000 * total:,.1f}",
-                f"{1000 * exposed:,.1f}",
-                f"{100 * arithmetic / total:.0f} %",
-                f"{dollars:.2f}",
-            ]
-            lines.append(f"| {network.name}, {network.batch:,} | {gpus} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            times = f"{1000 * total:,.1f}", f"{1000 * exposed:,.1f}", f"{100 * arithmetic / total:.0f} %"
+            steps.append((*row, *times, f"{dollars:.2f}"))
+    head = "network", "weights", "GFLOP an image, both passes", "state", "images/GPU to hide the gradients"
+    first = table_markdown(head, networks)
+    head = "network, batch", "GPUs", "ms a step", "not hidden", "of 1 GPU's rate, each", "$ a million images"
+    return first + "\n" + table_markdown(head, steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -130,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--across", type=float, default=400e9, help="bytes/s of a node to others (8 links of 400 Gb/s)")
     parser.add_argument("--price", type=float, default=3.0, help="dollars an hour of a GPU")
     given = parser.parse_args(argv)
-    print(table(GPU(given.peak * given.share, given.inside, given.across, given.price)))
+    print(table(GPU(given.peak * given.share, given.inside, given.across, given.price)), end="")
 
 
 if __name__ == "__main__":

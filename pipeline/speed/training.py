@@ -4,10 +4,10 @@ import copy
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,7 @@ from fewstep.pipeline.speed.rivals import AccelerateScript, ECTLoop
 from fewstep.pipeline.speed.turns import BLOCK, Step, Turns, seconds_of
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.student import student_objective
-from fewstep.pipeline.stages.teacher import teacher_objective
+from fewstep.pipeline.stages.teacher import teacher_objective, trained_model
 from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.loop import train
@@ -34,7 +34,6 @@ from fewstep.students.interfaces import Student
 from fewstep.students.methods import METHODS
 from fewstep.students.trajectories import Trajectories, read_trajectories, shard_path, write_record, write_shard
 from fewstep.teachers.interfaces import Objective, some_class
-from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.preconditioned import Preconditioned
 from fewstep.teachers.trajectory import trajectory, trajectory_sigmas
 
@@ -83,10 +82,7 @@ class Subjects:
     def model(self) -> tuple[Preconditioned, DDPMScheduler | None]:
         """The untrained teacher as a denoiser."""
         objective, scheduler = self.teacher()
-        if scheduler is None:
-            return cast(Preconditioned, objective.network).eval(), None
-        null = self.config.class_conditional and self.config.label_dropout > 0
-        return ddpm_model(cast(UNet2DModel, objective.network), scheduler, null_class=null).eval(), scheduler
+        return trained_model(objective.network, scheduler, self.config).eval(), scheduler
 
     def _trajectories(self, teacher: Preconditioned, config: StudentConfig) -> Trajectories:
         folder, settings = self.run.folder / "trajectories", self.run.config.trajectories

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
@@ -73,10 +74,7 @@ def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[
     if stage is None:
         return {}
     average = average.cpu().to(memory_format=torch.contiguous_format)
-    if scheduler is not None:
-        null = config.class_conditional and config.label_dropout > 0
-        average = ddpm_model(cast(UNet2DModel, average), scheduler, null_class=null)
-    save_teacher(cast(Preconditioned, average), scheduler, stage)
+    save_teacher(trained_model(average, scheduler, config), scheduler, stage)
     return {"network_parameters": parameters}
 
 
@@ -84,7 +82,6 @@ def teacher_objective(run: RunContext, config: TrainedTeacher) -> tuple[Objectiv
     """What trains a new teacher, on the processor, and its schedule where it has one."""
     network, dropout = config.network, config.label_dropout
     classes = run.num_classes if config.class_conditional else None
-    null = classes is not None and dropout > 0
     shape = run.data.shape
     unet = build_unet(
         shape,
@@ -94,15 +91,22 @@ def teacher_objective(run: RunContext, config: TrainedTeacher) -> tuple[Objectiv
         norm_groups=network.norm_groups,
         dropout=network.dropout,
         seed=key(run.config.seed, "teacher-weights"),
-        classes=None if classes is None else classes + null,
+        classes=None if classes is None else classes + config.null_class,
         fourier=config.prediction == "ve",
     ).to(memory_format=training_layout(config.train.precision))  # type: ignore[call-arg]
     if config.prediction in ("v_prediction", "epsilon", "sample"):
         scheduler = build_scheduler(config.num_train_timesteps, config.schedule, config.prediction)
         return DDPMObjective(unet, scheduler, None if classes is None else dropout), scheduler
     scaling = SCALINGS[config.prediction]()
-    model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=null)
+    model = own_model(unet, scaling, LEVELS[type(scaling)].ends, null_class=config.null_class)
     return DenoisingObjective(model, dropout), None
+
+
+def trained_model(network: nn.Module, scheduler: DDPMScheduler | None, config: TrainedTeacher) -> Preconditioned:
+    """The denoiser of what a `teacher_objective` trains, its `network` or an average of that."""
+    if scheduler is None:
+        return cast(Preconditioned, network)
+    return ddpm_model(cast(UNet2DModel, network), scheduler, null_class=config.null_class)
 
 
 def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, Any]:
