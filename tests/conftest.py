@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread per process, the device, the real data."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -115,14 +116,37 @@ def tiny() -> Callable[..., list[str]]:
     return tiny_arguments
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """once(name, make): a folder that `make(folder)` fills, once for all processes that test; to be read."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                made.mkdir()
+                make(made)
+                done.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(once: Once) -> Path:
     """The folder of a finished tiny run, OUT/digits, to be read: a test that changes it works on a copy."""
     from fewstep.pipeline.cli.main import main
 
-    out = tmp_path_factory.mktemp("tiny")
-    assert main(["run", *tiny_arguments(out)]) == 0
-    return out / "digits"
+    def make(out: Path) -> None:
+        assert main(["run", *tiny_arguments(out)]) == 0
+
+    return once("tiny", make) / "digits"
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from fewstep.pipeline.speed.training import Subjects, converted
 from fewstep.pipeline.speed.turns import seconds_of, spread
 from fewstep.progress import say
 
-DDPM_STEPS, ONE_STEP_RUNS = 1000, 300
-STRETCH = 50  # evaluations in a turn
+DDPM_STEPS = 1000
+STRETCH = 20  # evaluations in a turn
+TURNS = 90  # at least
 
 
 def measure_sampling(subjects: Subjects, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def measure_sampling(subjects: Subjects, batch_sizes: tuple[int, ...]) -> dict[s
 
 @torch.inference_mode()
 def _many(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, Any]:
-    """A whole run, interrupted after every STRETCH evaluations for as many bare ones."""
+    """Whole runs, interrupted after every STRETCH evaluations for as many bare ones."""
     call, network = Bare(bare(sampler.networks[0]), sampler.shape, batch), sampler.networks[0]
     ours: list[float] = []
     floor: list[float] = []
@@ -47,7 +48,7 @@ def _many(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, 
     def note(_: int) -> None:
         nonlocal evaluations, began
         if evaluations % STRETCH == 0:
-            if evaluations:
+            if evaluations:  # what comes after the last one is in the next run's first
                 synchronise(device)
                 ours.append(time.perf_counter() - began)
             floor.append(seconds_of(call, STRETCH, device))
@@ -55,21 +56,19 @@ def _many(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, 
         evaluations += 1
 
     with each_evaluation(network, note):
-        sampler.sample(BatchNoise(sampler.shape, batch, device), labels_for(sampler, 0, batch))
-    synchronise(device)
-    ours.append(time.perf_counter() - began)
-    return _row(ours, floor, STRETCH)
+        while len(ours) < TURNS:
+            sampler.sample(BatchNoise(sampler.shape, batch, device), labels_for(sampler, 0, batch))
+    return _row(ours, floor[: len(ours)], STRETCH)
 
 
 @torch.inference_mode()
 def _one(sampler: ModelSampler, batch: int, device: torch.device) -> dict[str, Any]:
     """Whole runs and bare evaluations in turn, each from new noise to images."""
     call, noise = Bare(bare(sampler.networks[0]), sampler.shape, batch), BatchNoise(sampler.shape, batch, device)
-    runs = max(20, ONE_STEP_RUNS // batch)
     sample = lambda: sampler.sample(noise, labels_for(sampler, 0, batch))  # noqa: E731
     ours: list[float] = []
     floor: list[float] = []
-    for _ in range(runs + 1):
+    for _ in range(TURNS + 1):
         ours.append(seconds_of(sample, 1, device))
         floor.append(seconds_of(call, 1, device))
     return _row(ours[1:], floor[1:], 1)

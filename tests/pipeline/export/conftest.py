@@ -17,41 +17,42 @@ def quick_export(run, formats, steps=(1, 2), **options):
 
 
 def copied(tiny_run, place, formats):
-    """A copy of the tiny run in `place`, exported in some formats."""
+    """Put a copy of the tiny run into `place`, exported in some formats."""
     run = place / "digits"
     shutil.copytree(tiny_run, run)
     quick_export(run, formats)
-    return run
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_run, tmp_path_factory):
+def exported(tiny_run, once):
     """The folder of a tiny run with its export/, to be read."""
     formats = ("onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors")
-    return copied(tiny_run, tmp_path_factory.mktemp("exported"), formats)
+    return once("exported", lambda place: copied(tiny_run, place, formats)) / "digits"
 
 
 @pytest.fixture(scope="session")
-def with_graphs(tiny_run, tmp_path_factory):
+def with_graphs(tiny_run, once):
     """The folder of a tiny run with the graphs of a page alone, to be read."""
-    return copied(tiny_run, tmp_path_factory.mktemp("graphs"), ("onnx",))
+    return once("graphs", lambda place: copied(tiny_run, place, ("onnx",))) / "digits"
 
 
 @pytest.fixture(scope="session")
-def conditional(tiny, tmp_path_factory):
+def conditional(tiny, once):
     """The folder of a class-conditional tiny run with the graphs of a page alone, to be read."""
-    out = tmp_path_factory.mktemp("conditional")
-    samplers = '["teacher@ddim:2", "student@1"]'
-    assert main(["run", *tiny(out, teacher__class_conditional="true", eval__samplers=samplers)]) == 0
-    quick_export(out / "digits", ("onnx",))
-    return out / "digits"
+
+    def make(out):
+        samplers = '["teacher@ddim:2", "student@1"]'
+        assert main(["run", *tiny(out, teacher__class_conditional="true", eval__samplers=samplers)]) == 0
+        quick_export(out / "digits", ("onnx",))
+
+    return once("conditional", make) / "digits"
 
 
 @pytest.fixture(scope="session")
-def of_classes(conditional, tmp_path_factory):
+def of_classes(conditional, once):
     """A folder with one step of a class-conditional student in every format that needs no compiler, to be read."""
     formats = ("onnx", "onnx-fp16", "onnx-int8", "pt2", "safetensors")
-    return quick_export(conditional, formats, (1,), out=tmp_path_factory.mktemp("classes") / "export")
+    return once("classes", lambda place: quick_export(conditional, formats, (1,), out=place / "export")) / "export"
 
 
 @pytest.fixture

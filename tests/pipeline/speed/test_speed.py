@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.pipeline.cli.main import main
 from fewstep.pipeline.config.reading import load_config
+from fewstep.pipeline.speed import sampling, training, turns
 from fewstep.pipeline.speed.calls import Calls
 from fewstep.pipeline.speed.floor import Floor
 from fewstep.pipeline.speed.rivals import AccelerateScript, ECTLoop
@@ -117,10 +118,13 @@ def test_the_accelerate_script_learns(tiny_unet):
 
 
 @pytest.mark.parametrize("methods", ["cmt,ect", pytest.param(",".join(METHODS), marks=pytest.mark.slow)])
-def test_speed_measures_methods_beside_their_floors(tmp_path: Path, capsys, methods):
+def test_speed_measures_methods_beside_their_floors(tmp_path: Path, capsys, methods, monkeypatch):
+    monkeypatch.setattr(sampling, "TURNS", 4)
+    for module in (training, turns):
+        monkeypatch.setattr(module, "BLOCK", 6)
     out = tmp_path / "speed.json"
     options = ["-o", str(out), "--blocks", "2", "--methods", methods]
-    assert main(["speed", *options, *tiny_arguments(tmp_path / "runs")]) == 0
+    assert main(["speed", *options, *tiny_arguments(tmp_path / "runs", teacher__num_train_timesteps=100)]) == 0
     found = json.loads(out.read_text())
     assert {"teacher", *methods.split(",")} <= set(found["training"])
     for row in found["training"].values():
