@@ -6,17 +6,12 @@ ours.
 """
 
 import math
-import warnings
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.students.consistency import ConsistencyModel
-from fewstep.students.frozen import frozen_call
+from fewstep.students.forward import jvp
 from fewstep.students.pairs import log_normal_sigmas
 from fewstep.teachers.interfaces import (
     NONE,
@@ -36,31 +31,6 @@ from fewstep.teachers.scaling import Consistency
 from fewstep.teachers.solvers import ode_slope
 
 
-@cache
-def _load_rules() -> None:
-    """Have torch load its rules of forward derivatives, which it does by a call that it warns of itself."""
-    with warnings.catch_warnings(category=FutureWarning, action="ignore"):
-        torch.func.jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
-
-
-def jvp(function: Callable[..., Any], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
-    """The function's output and its derivative along the tangents."""
-    _load_rules()
-    output, derivative, *_ = torch.func.jvp(function, inputs, tangents)
-    return output, derivative
-
-
-class _Raw(nn.Module):
-    """A model's network before its output is scaled."""
-
-    def __init__(self, model: Preconditioned) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        return self.model.raw(x, sigma, condition)
-
-
 def derivatives(
     model: Preconditioned, x: Tensor, sigma: Tensor, slope: Tensor, condition: Condition = NONE
 ) -> tuple[Tensor, Tensor]:
@@ -70,14 +40,10 @@ def derivatives(
     denoiser of that slope, and c_skip'*x/2 + c_out*dF/ds. The weights have no part in it, and torch's generators stay
     as they are, so that an evaluation of the model right after it has the same dropout. In full precision.
     """
-    raw, ones = _Raw(model), torch.ones_like(sigma)
-    (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: tuple(model.scaling(s)[:2]), (sigma,), (ones,))
-    with (
-        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
-        torch.autocast(x.device.type, enabled=False),
-        sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no forward derivative
-    ):
-        output, d_output = jvp(lambda x, s: frozen_call(raw, x, s, condition), (x, sigma), (slope, ones))
+    ones = torch.ones_like(sigma)
+    (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: model.scaling(s)[:2], (sigma,), (ones,))
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        output, d_output = jvp(lambda x, s: model.raw(x, s, condition), (x, sigma), (slope, ones))
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
 

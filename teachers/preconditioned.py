@@ -28,7 +28,10 @@ class Preconditioned(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float, condition: Condition = NONE) -> Tensor:
         """Estimate x0 [B,C,H,W] float32 from x [B,C,H,W] and sigma [B], or one of all images; not clamped."""
         c_skip, c_out, c_in, c_noise = self._factors(sigma)
-        return c_skip * x + c_out * self._output(x, c_in, one_each(c_noise, x), condition)
+        output = self._output(x, c_in, one_each(c_noise, x), condition)
+        if isinstance(sigma, Tensor):
+            return c_skip * x + c_out * output
+        return torch.add(c_skip * x, output, alpha=c_out)
 
     def raw(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
         """F(c_in*x, c_noise) [B,C,H,W], in the dtype of x."""
@@ -59,7 +62,8 @@ class Preconditioned(nn.Module):
 
     def _output(self, x: Tensor, c_in: Tensor | float, c_noise: Tensor, condition: Condition) -> Tensor:
         labels = {} if self.space.num_classes is None else {"class_labels": self._labels(x, condition)}
-        return self.network(c_in * x, c_noise, **labels).sample[:, : self.space.shape[0]].to(x.dtype)
+        output, channels = self.network(c_in * x, c_noise, **labels).sample, self.space.shape[0]
+        return (output if output.shape[1] == channels else output[:, :channels]).to(x.dtype)
 
     def _labels(self, x: Tensor, condition: Condition) -> Tensor:
         """The rows of the network's embedding of classes, [B]; the one after all classes means none."""

@@ -203,10 +203,7 @@ class _Training:
 
         That of a group without a gradient in this step is 0.
         """
-        norms = list[Tensor]()
-        for flat in self.flats:
-            flat.gather()
-            norms.append(nn.utils.clip_grad_norm_(flat.whole, self.job.config.gradient_clip))
+        norms = [flat.clip(self.job.config.gradient_clip) for flat in self.flats]
         return torch.stack([moved(norm, self.accelerator.device) for norm in norms])
 
     def _probe_is_due(self, done: int, probe_kimg: float) -> bool:

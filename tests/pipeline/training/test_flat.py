@@ -61,6 +61,20 @@ def test_a_group_without_gradients_has_none_and_a_weight_without_one_has_zeros()
     assert flat.gather().tolist() == [0, 0, 2, 2, 2]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("most", [0.1, 10.0])
+def test_a_norm_is_held_as_torch_holds_it(most):
+    one, other = network(), network()
+    flat, x = Flat(one.parameters()), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for model in (one, other):
+        model(x).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(other.parameters(), most)
+    torch.testing.assert_close(flat.clip(most), norm)
+    theirs = Flat(other.parameters()).gather()
+    torch.testing.assert_close(flat.whole.grad, theirs)
+    assert flat.clip(most) == 0  # it has been taken
+    assert flat.whole.grad is None
+
+
 def test_weights_that_are_not_trained_stay_out():
     model = network()
     model[0].weight.requires_grad_(False)
