@@ -41,9 +41,9 @@ def derivatives(
     as they are, so that an evaluation of the model right after it has the same dropout. In full precision.
     """
     ones = torch.ones_like(sigma)
-    (c_skip, c_out), (d_skip, d_out) = jvp(lambda s: model.scaling(s)[:2], (sigma,), (ones,))
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        output, d_output = jvp(lambda x, s: model.raw(x, s, condition), (x, sigma), (slope, ones))
+        found = jvp(lambda x, s: model.parts(x, s, condition), (x, sigma), (slope, ones))
+    (c_skip, c_out, output), (d_skip, d_out, d_output) = found
     half = per_image(d_skip / 2) * x
     return half + per_image(c_skip) * slope + per_image(d_out) * output, half + per_image(c_out) * d_output
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,18 +47,22 @@ def _parts(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Layers(TorchFunctionMode):
-    """Convolutions and group norms whose weights have no tangent.
+    """Layers whose weights have no tangent, and arithmetic with numbers, which have none either.
 
-    torch convolves with a tangent of zeros for the weights, and puts the derivative of a group norm together in Python.
+    torch computes with tangents of zeros for them, and puts the derivative of a group norm together in Python.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        rule = _RULES.get(func)
-        if rule is None or (parts := forward_ad.unpack_dual(args[0])).tangent is None:
+        rule = _LAYERS.get(func)
+        if func in _WITH_NUMBERS and not kwargs and isinstance(args[1], int | float):
+            rule = partial(_WITH_NUMBERS[func], func)
+        if rule is None:
             return func(*args, **kwargs)
-        made = rule(*parts, *args[1:], **kwargs)
-        return func(*args, **kwargs) if made is None else forward_ad.make_dual(*made)
+        primal, tangent = forward_ad.unpack_dual(args[0])
+        if tangent is None:
+            return func(*args, **kwargs)
+        return forward_ad.make_dual(*rule(primal, tangent, *args[1:], **kwargs))
 
 
 def _conv2d(
@@ -95,14 +99,17 @@ def _linear(x: Tensor, tangent: Tensor, weight: Tensor, bias: Tensor | None = No
     return functional.linear(x, weight, bias), functional.linear(tangent, weight)
 
 
-def _divided(x: Tensor, tangent: Tensor, by: Tensor | float) -> tuple[Tensor, Tensor] | None:
-    """By a number, as residuals are rescaled; torch takes the derivative with respect to that too."""
-    return None if isinstance(by, Tensor) else (x / by, tangent / by)
+def _shifted(apply: Callable[..., Tensor], x: Tensor, tangent: Tensor, by: float) -> tuple[Tensor, Tensor]:
+    return apply(x, by), tangent
 
 
-_RULES: dict[Any, Callable[..., tuple[Tensor, Tensor] | None]] = {
+def _scaled(apply: Callable[..., Tensor], x: Tensor, tangent: Tensor, by: float) -> tuple[Tensor, Tensor]:
+    return apply(x, by), apply(tangent, by)
+
+
+_LAYERS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
     functional.conv2d: _conv2d,
     functional.linear: _linear,
     functional.group_norm: _group_norm,
-    Tensor.div: _divided,  # what torch calls for "/" too
 }
+_WITH_NUMBERS = {Tensor.add: _shifted, Tensor.sub: _shifted, Tensor.mul: _scaled, Tensor.div: _scaled}

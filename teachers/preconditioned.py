@@ -33,10 +33,10 @@ class Preconditioned(nn.Module):
             return c_skip * x + c_out * output
         return torch.add(c_skip * x, output, alpha=c_out)
 
-    def raw(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> Tensor:
-        """F(c_in*x, c_noise) [B,C,H,W], in the dtype of x."""
-        _, _, c_in, c_noise = self.scaling(sigma)
-        return self._output(x, per_image(c_in), c_noise, condition)
+    def parts(self, x: Tensor, sigma: Tensor, condition: Condition = NONE) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip [B], c_out [B] and F(c_in*x, c_noise) [B,C,H,W], of which D is made; F in the dtype of x."""
+        c_skip, c_out, c_in, c_noise = self.scaling(sigma)
+        return c_skip, c_out, self._output(x, per_image(c_in), c_noise, condition)
 
     def _factors(self, sigma: Tensor | float) -> tuple[Any, Any, Any, Any]:
         """c_skip, c_out, c_in as x [B,C,H,W] is scaled by them, and c_noise: numbers where sigma is one.

@@ -1,7 +1,9 @@
 """Ways to run the trained networks that give the same training: compiled, or with less memory."""
 
+import ctypes
 import os
 import shutil
+from functools import cache
 
 import torch
 from diffusers import ModelMixin
@@ -14,8 +16,12 @@ from fewstep.teachers.interfaces import Objective
 def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.device) -> None:
     """Let an objective's diffusers networks be compiled and compute activations again, as configured.
 
+    On a processor the memory of a step stays with the process for the next one.
+
     UserError: they are to be compiled for a processor and there is no C++ compiler.
     """
+    if device.type == "cpu":
+        _keep_memory()
     networks = [each for each in objective.modules() if isinstance(each, ModelMixin)]
     if config.gradient_checkpointing:
         for network in networks:
@@ -27,3 +33,18 @@ def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.
         for network in networks:
             # dropout by torch's own generators: both points of a consistency loss have one mask
             network.compile(options={"fallback_random": True})
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = 1 << 30
+
+
+@cache
+def _keep_memory() -> None:
+    """Have glibc keep the memory of freed activations, which it gives back and the system fills with zeros again."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        mallopt(threshold, KEPT)
