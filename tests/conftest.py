@@ -130,6 +130,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         with (base / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)  # of one that failed
                 made.mkdir()
                 make(made)
                 done.touch()

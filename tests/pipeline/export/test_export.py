@@ -60,7 +60,7 @@ def test_exact_formats_make_the_pixels_of_the_stock_pipeline(exported):
         assert set(each["batches"]) == {"1", "2", "5", "63", "64", "100"}
         if each["format"] in ("onnx", "pt2", "safetensors"):
             assert each["max_error"] < (1e-5 if each["steps"] == 1 else 1e-4), name
-            assert each["equal_pixels"] >= 0.9999, name
+            assert each["other_pixels"] <= 3, name
             assert each["fd"] == pytest.approx(each["stock_fd"], rel=1e-3), name
 
 
@@ -156,7 +156,7 @@ def test_pixels_come_out_as_uint8_rows(run):
     image = images_of(run / "export/student-1step.onnx", KeyedNoise((1, 8, 8), 0, 0, 5))
     assert image.dtype == np.uint8
     assert np.array_equal(image, theirs.permute(0, 2, 3, 1).numpy())
-    assert all(each["equal_pixels"] >= 0.9999 for each in found(run).values())
+    assert all(each["other_pixels"] <= 3 for each in found(run).values())
 
 
 def test_a_graph_that_makes_other_images_leaves_nothing(run, monkeypatch, capsys):
