@@ -29,8 +29,8 @@ LARGEST_ERROR, LARGEST_ERROR_STEPS = 1e-5, 1e-4
 Each step passes the rounding of those before it on: at two steps stock diffusers itself is 1e-5 from float64.
 """
 OTHER_PIXELS, FEW = 1e-4, 3
-"""Share of uint8 pixels there that may be others, and a number that always may: a value that lies between two levels can
-be rounded either way, which happens to one or two of a few thousand.
+"""Share of uint8 pixels there that may be others, and a number that always may: a value that lies between two levels
+can be rounded either way, which happens to one or two of a few thousand.
 """
 FARTHER = 1.1
 """By what a file of fewer bits may be farther from the data, Frechet distance by the stock pipeline's."""
