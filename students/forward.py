@@ -1,7 +1,9 @@
 """Forward derivatives of networks: torch's own, with the layers that it is slow at by their formulas."""
 
+import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -33,12 +35,19 @@ def jvp(function: Callable[..., Any], inputs: tuple[Tensor, ...], tangents: tupl
         forward_ad.dual_level(),
         torch.autocast(device, enabled=False),
         sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no forward derivative
+        _eager(),
         _Layers(),
     ):
         output = function(*map(forward_ad.make_dual, inputs, tangents))
         if isinstance(output, Tensor):
             return _parts(output)
         return tuple(zip(*map(_parts, output), strict=True))  # type: ignore[return-value]
+
+
+def _eager() -> AbstractContextManager[None]:
+    """Within, a compiled network is run as it was written: a graph knows no tangents."""
+    compiling = "torch._dynamo" in sys.modules  # which setting the stance would import, for seconds
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 def _parts(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +66,7 @@ class _Layers(TorchFunctionMode):
         rule = _LAYERS.get(func)
         if func in _WITH_NUMBERS and not kwargs and isinstance(args[1], int | float):
             rule = partial(_WITH_NUMBERS[func], func)
-        if rule is None:
+        if rule is None or not args:
             return func(*args, **kwargs)
         primal, tangent = forward_ad.unpack_dual(args[0])
         if tangent is None:
@@ -88,6 +97,12 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Of y = w*z + b, z = (x - mean)/std, dz/dx is symmetric: what the kernel of gradients makes of dx is dz."""
+    layout = (
+        torch.contiguous_format
+    )  # the kernels of some releases of torch take no other, but for images on a processor
+    if x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    x, tangent = (each.contiguous(memory_format=layout) for each in (x, tangent))
     size = len(x), x.shape[1], x[0, 0].numel(), num_groups
     output, mean, rstd = torch.native_group_norm(x, weight, bias, *size, eps)
     mask = [True, False, False]
@@ -100,7 +115,7 @@ def _linear(x: Tensor, tangent: Tensor, weight: Tensor, bias: Tensor | None = No
 
 
 def _shifted(apply: Callable[..., Tensor], x: Tensor, tangent: Tensor, by: float) -> tuple[Tensor, Tensor]:
-    return apply(x, by), tangent
+    return apply(x, by), tangent.clone()  # what may be changed in place is no other's
 
 
 def _scaled(apply: Callable[..., Tensor], x: Tensor, tangent: Tensor, by: float) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,7 @@ def parity(sampler: Sampler, stock: Stock) -> dict[str, Any]:
             "equal_pixels": float((apart == 0).double().mean()),
         }
     pixels = Generated(sampler, SEED, len(stock.pixels), BATCH).images(0, len(stock.pixels))
+    levels = max(levels, int((pixels.int() - stock.pixels.int()).abs().max()))
     return {
         "batches": batches,
         "max_error": max(each["max_error"] for each in batches.values()),

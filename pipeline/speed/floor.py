@@ -38,7 +38,7 @@ class Floor:
     """Steps that make the same calls of networks as those that it is told, on copies, and an optimizer's step.
 
     calls: those of the next step. The inputs lie ready; the loss of a call is the square of its output. Copies are made
-    when their network is first called.
+    when their network is first called, and are not compiled where that is.
     """
 
     def __init__(self, calls: Callable[[], Sequence[Call]], config: TrainConfig, shape: tuple[int, int, int]) -> None:

@@ -36,7 +36,7 @@ def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT = 1 << 30
+KEPT, KEPT_BY_OLDER = 1 << 30, 1 << 25  # bytes
 
 
 @cache
@@ -46,5 +46,6 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-        mallopt(threshold, KEPT)
+    # older ones refuse to keep so large a piece; without this one the other would stop the growth of what they do keep
+    if mallopt(M_MMAP_THRESHOLD, KEPT) or mallopt(M_MMAP_THRESHOLD, KEPT_BY_OLDER):
+        mallopt(M_TRIM_THRESHOLD, KEPT)

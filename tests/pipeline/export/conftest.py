@@ -31,21 +31,22 @@ def exported(tiny_run, once):
 
 
 @pytest.fixture(scope="session")
-def with_graphs(tiny_run, once):
-    """The folder of a tiny run with the graphs of a page alone, to be read."""
-    return once("graphs", lambda place: copied(tiny_run, place, ("onnx",))) / "digits"
+def with_graphs(tiny_run, once, tmp_path_factory):
+    """The folder of a tiny run with the graphs of a page alone, to be read; a page or a push locks it."""
+    made = once("graphs", lambda place: copied(tiny_run, place, ("onnx",))) / "digits"
+    return shutil.copytree(made, tmp_path_factory.mktemp("graphs") / "digits")
 
 
 @pytest.fixture(scope="session")
-def conditional(tiny, once):
-    """The folder of a class-conditional tiny run with the graphs of a page alone, to be read."""
+def conditional(tiny, once, tmp_path_factory):
+    """The folder of a class-conditional tiny run with the graphs of a page alone, to be read; a page locks it."""
 
     def make(out):
         samplers = '["teacher@ddim:2", "student@1"]'
         assert main(["run", *tiny(out, teacher__class_conditional="true", eval__samplers=samplers)]) == 0
         quick_export(out / "digits", ("onnx",))
 
-    return once("conditional", make) / "digits"
+    return shutil.copytree(once("conditional", make) / "digits", tmp_path_factory.mktemp("conditional") / "digits")
 
 
 @pytest.fixture(scope="session")
