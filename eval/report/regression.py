@@ -1,5 +1,6 @@
 """What got better or worse between two results of one protocol, with the significance that the seed blocks give."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,10 @@ def _significance(before: Sequence[float], now: Sequence[float], *, paired: bool
         differences = [b - a for a, b in zip(before, now, strict=True)]
         if len(set(differences)) == 1:  # no spread at all: equal, or certain
             return 1.0 if differences[0] == 0 else 0.0
-        test: Any = ttest_rel(now, before)
-    else:
-        test = ttest_ind(now, before, equal_var=False)
+    elif len(set(before)) == len(set(now)) == 1:
+        return 1.0 if before[0] == now[0] else 0.0
+    with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):  # of a side that has no spread
+        test: Any = ttest_rel(now, before) if paired else ttest_ind(now, before, equal_var=False)
     return float(test.pvalue)
 
 

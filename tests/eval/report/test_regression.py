@@ -60,6 +60,12 @@ def test_blocks_of_other_seeds_are_compared_by_welchs_test(kept):
     assert change(compare(before, now)).p == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("now", "p"), [([0.002] * 3, 1.0), ([0.003] * 3, 0.0), ([0.001, 0.003, 0.002], 1.0)])
+def test_blocks_that_are_all_the_same_are_compared_too(kept, now, p):
+    before = with_values(kept, [0.002] * 3, "kid")
+    assert change(compare(before, with_values(kept, now, "kid", [3, 4, 5])), "kid").p == pytest.approx(p)
+
+
 @pytest.mark.parametrize(("bound", "regressed"), [(0.05, True), (0.19, True), (0.21, False)])
 def test_a_planted_regression_is_found_beyond_the_bound_alone(kept, bound, regressed):
     before = with_values(kept, [6.0, 6.5, 7.0])
