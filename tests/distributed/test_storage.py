@@ -1,6 +1,7 @@
 """Two processes read images from the disk and from a stream as one process does."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,21 +19,22 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as PNGs in two parquet files."""
+    """The digits as PNGs in two parquet files; a third one is that of another split."""
     folder = tmp_path_factory.mktemp("files")
-    digits = load_digits()
+    pixels, labels = load_digits(return_X_y=True)
     for part in range(2):
         images = []
-        for image in digits.images[part::2]:
+        for image in pixels.reshape(-1, 8, 8)[part::2]:
             buffer = io.BytesIO()
             Image.fromarray((image * 15.9375).astype("uint8")).save(buffer, "PNG")
             images.append({"bytes": buffer.getvalue(), "path": None})
-        columns = {"image": pa.array(images), "label": pa.array(digits.target[part::2])}
+        columns = {"image": pa.array(images), "label": pa.array(labels[part::2])}
         pq.write_table(pa.table(columns), folder / f"train-{part:05}-of-00002.parquet")
+    shutil.copyfile(folder / "train-00000-of-00002.parquet", folder / "test-00000-of-00001.parquet")
     return folder
 
 
-STREAM = {"data__storage": "stream", "data__shuffle_window": 300, "data__workers": 1}
+STREAM = {"data__storage": "stream", "data__shuffle_window": 300, "data__workers": 1, "data__reference_split": "test"}
 
 
 @pytest.mark.parametrize("settings", [{"data__storage": "disk"}, STREAM])
