@@ -97,9 +97,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Of y = w*z + b, z = (x - mean)/std, dz/dx is symmetric: what the kernel of gradients makes of dx is dz."""
-    layout = (
-        torch.contiguous_format
-    )  # the kernels of some releases of torch take no other, but for images on a processor
+    layout = torch.contiguous_format  # some releases of torch take no other, but for images on a processor
     if x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         layout = torch.channels_last
     x, tangent = (each.contiguous(memory_format=layout) for each in (x, tangent))

@@ -64,9 +64,11 @@ def sample_ddpm(denoiser: Denoiser, sigmas: Tensor, draw: Draw, condition: Condi
 
     x' = D + (s'/s)^2*(x - D) + s'*sqrt(1 - (s'/s)^2)*z, which is the stock DDPMPipeline's step with `fixed_small`.
     """
-    getattr(denoiser, "know", list)(sigmas.tolist())
-    x = draw() * (1 + float(sigmas[0]) ** 2) ** 0.5
-    for sigma, sigma_next in pairwise([*sigmas.tolist(), 0.0]):
+    course = sigmas.tolist()
+    if know := getattr(denoiser, "know", None):  # of ours, not of any denoiser
+        know(course)
+    x = draw() * (1 + course[0] ** 2) ** 0.5
+    for sigma, sigma_next in pairwise([*course, 0.0]):
         x_0 = denoiser.space.clamped(denoiser(x, sigma, condition))
         kept = (sigma_next / sigma) ** 2
         x = torch.lerp(x_0, x, kept)

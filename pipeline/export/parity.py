@@ -107,7 +107,7 @@ def parity(sampler: Sampler, stock: Stock) -> dict[str, Any]:
         if not bool(torch.isfinite(mine).all()):
             raise UserError(sampler.name, None, f"makes images that are not finite at batch {size}")
         errors = (mine - theirs).abs().double()
-        apart = (to_uint8(mine).int() - to_uint8(theirs).int()).abs()
+        apart = _levels_apart(to_uint8(mine), to_uint8(theirs))
         levels = max(levels, int(apart.max()))
         batches[str(size)] = {
             "max_error": float(errors.max()),
@@ -115,18 +115,22 @@ def parity(sampler: Sampler, stock: Stock) -> dict[str, Any]:
             "equal_pixels": float((apart == 0).double().mean()),
         }
     pixels = Generated(sampler, SEED, len(stock.pixels), BATCH).images(0, len(stock.pixels))
-    levels = max(levels, int((pixels.int() - stock.pixels.int()).abs().max()))
+    apart = _levels_apart(pixels, stock.pixels)
     return {
         "batches": batches,
         "max_error": max(each["max_error"] for each in batches.values()),
         "mean_error": float(np.mean([each["mean_error"] for each in batches.values()])),
-        "equal_pixels": float((pixels == stock.pixels).double().mean()),
-        "other_pixels": int((pixels != stock.pixels).sum()),
-        "most_levels": levels,
+        "equal_pixels": float((apart == 0).double().mean()),
+        "other_pixels": int((apart != 0).sum()),
+        "most_levels": max(levels, int(apart.max())),
         "fd": stock.fd_of(pixels),
         "stock_fd": stock.fd,
         "images": len(pixels),
     }
+
+
+def _levels_apart(one: Tensor, two: Tensor) -> Tensor:
+    return (one.int() - two.int()).abs()
 
 
 def fault(found: Mapping[str, Any], *, steps: int, exact: bool, pixels: bool) -> str | None:

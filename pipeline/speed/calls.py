@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +35,16 @@ class Calls:
         self.steps = 0
         self._now: list[Call] = []
         self._taken = deque[list[Call]]()
-        self._listening = True
 
     def follow(self, objective: Objective) -> None:
-        """Take each call of its `update` for the end of a step."""
+        """Take each call of its `update` for the end of a step; within it contenders may take their turns."""
         update = objective.update
 
         def updated(progress: Progress) -> None:
-            update(progress)
             self._taken.append(self._now)
             self._now = []
+            update(progress)
+            self._now.clear()  # of contenders
 
         objective.update = updated
 
@@ -54,8 +54,7 @@ class Calls:
         forward = self.kind.forward
 
         def noting(network: nn.Module, sample: Tensor, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-            if self._listening:
-                self._now.append(Call(network, len(sample), _purpose(network, sample)))
+            self._now.append(Call(network, len(sample), _purpose(network, sample)))
             return forward(network, sample, *args, **options)
 
         self.kind.forward = noting
@@ -63,15 +62,6 @@ class Calls:
             yield
         finally:
             self.kind.forward = forward
-
-    @contextmanager
-    def unheard(self) -> Iterator[None]:
-        """Within, they are not: a contender is at work."""
-        self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
 
     def next(self) -> list[Call]:
         """The calls of the first step that has not been asked for."""
@@ -83,7 +73,7 @@ class Calls:
 
     def per_image(self, batch_size: int) -> dict[str, float]:
         """Evaluations for each image of a step's batch, by purpose."""
-        return {name: images / self.steps / batch_size for name, images in self.images.items()}
+        return {name: self.images[name] / self.steps / batch_size for name in get_args(Purpose)}
 
 
 def _purpose(network: nn.Module, sample: Tensor) -> Purpose:

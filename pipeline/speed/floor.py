@@ -43,9 +43,9 @@ class Floor:
 
     def __init__(self, calls: Callable[[], Sequence[Call]], config: TrainConfig, shape: tuple[int, int, int]) -> None:
         self.calls, self.config, self.shape = calls, config, shape
-        self._copies: dict[int, nn.Module] = {}
-        self._ready: dict[tuple[int, int], Bare] = {}
-        self._optimizers: dict[int, torch.optim.AdamW] = {}
+        self._copies: dict[nn.Module, nn.Module] = {}
+        self._ready: dict[tuple[nn.Module, int], Bare] = {}
+        self._optimizers: dict[nn.Module, torch.optim.AdamW] = {}
 
     def __call__(self) -> None:
         """One step."""
@@ -65,19 +65,19 @@ class Floor:
             optimizer.zero_grad(set_to_none=True)
 
     def _copy(self, call: Call) -> Bare:
-        key = id(call.network)
-        if key not in self._copies:
-            self._copies[key] = copy.deepcopy(call.network).requires_grad_(False)
-        if (key, call.images) not in self._ready:
-            self._ready[key, call.images] = Bare(self._copies[key], self.shape, call.images)
-        return self._ready[key, call.images]
+        network, images = call.network, call.images
+        if network not in self._copies:
+            self._copies[network] = copy.deepcopy(network).requires_grad_(False)
+        if (network, images) not in self._ready:
+            self._ready[network, images] = Bare(self._copies[network], self.shape, images)
+        return self._ready[network, images]
 
     def _gradient(self, call: Call, network: Bare) -> None:
         weights, parameters = call.purpose == "weights", list(network.network.parameters())
         if parameters[0].requires_grad != weights:
             network.network.requires_grad_(weights)
-        if weights and id(call.network) not in self._optimizers:
-            self._optimizers[id(call.network)] = torch.optim.AdamW(parameters, self.config.learning_rate, fused=True)
+        if weights and call.network not in self._optimizers:
+            self._optimizers[call.network] = torch.optim.AdamW(parameters, self.config.learning_rate, fused=True)
         network.x.requires_grad_(not weights)
         network().float().square().mean().backward()
         network.x.requires_grad_(False).grad = None

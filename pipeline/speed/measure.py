@@ -1,6 +1,5 @@
 """`fewstep speed`: what training and sampling cost beside the bare evaluations of the network."""
 
-from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +49,7 @@ def speed_table(results: dict[str, Any]) -> str:
     head = "training", "evaluations (gradient / without / derivative)", "ms a step", "floor", "loop / floor", "images/s"
     lines = []
     for name, row in results["training"].items():
-        made = defaultdict(float, row["evaluations"])
+        made = row["evaluations"]
         evaluations = f"{made['weights']:.3g} / {made['output'] + made['inputs']:.3g} / {made['derivative']:.3g}"
         times = f"{row['ms']:.1f}", f"{row['floor_ms']:.1f}", _spread(row["ratio"])
         lines.append((name, evaluations, *times, f"{row['images_per_second']:,.0f}"))

@@ -160,9 +160,9 @@ def _side_by_side(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A row of the training in turn with its floor, and one for each rival beside it."""
     calls = Calls(type(bare(objective.network)))
-    calls.follow(objective)
-    turns = Turns({"floor": Floor(calls.next, config, run.data.shape), **others}, run.device, calls.unheard)
+    turns = Turns({"floor": Floor(calls.next, config, run.data.shape), **others}, run.device)
     turns.follow(objective)
+    calls.follow(objective)  # around the turns, which are no part of a step
     steps = BLOCK * (blocks + 1) + turns.stretch  # the first block warms up, the first stretch begins
     with calls.noted():
         train(objective, _job(run, name, config, steps), run.accelerated(config.precision))

@@ -3,7 +3,6 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -20,17 +19,11 @@ class Turns:
     """Seconds of training steps and of contenders' steps, a `stretch` of each in turn.
 
     The training loop calls `update` of its objective once a step; what passes from the end of one call to the
-    beginning of the next is a step of the loop with all that is around it: data, averages, logs, checkpoints. The
-    contenders take theirs within `around`.
+    beginning of the next is a step of the loop with all that is around it: data, averages, logs, checkpoints.
     """
 
-    def __init__(
-        self,
-        contenders: Mapping[str, Step],
-        device: torch.device,
-        around: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        self.contenders, self.device, self.around = contenders, device, around
+    def __init__(self, contenders: Mapping[str, Step], device: torch.device) -> None:
+        self.contenders, self.device = contenders, device
         self.stretch = 1 if device.type == "cpu" else BLOCK  # a GPU is not waited for at each step
         self.seconds = defaultdict[str, list[float]](list)
         self._began: float | None = None
@@ -44,8 +37,7 @@ class Turns:
             update(progress)
             self._steps += 1
             if self._steps % self.stretch == 0:
-                with self.around():
-                    self._take_turns()
+                self._take_turns()
 
         objective.update = updated
 

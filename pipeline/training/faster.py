@@ -1,4 +1,4 @@
-"""Ways to run the trained networks that give the same training: compiled, or with less memory."""
+"""Ways to run the trained networks that give the same training: compiled, with less memory, or with what is kept."""
 
 import ctypes
 import os
@@ -11,6 +11,9 @@ from diffusers import ModelMixin
 from fewstep.errors import UserError
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.teachers.interfaces import Objective
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT, KEPT_BY_OLDER = 1 << 30, 1 << 25  # bytes
 
 
 def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.device) -> None:
@@ -33,10 +36,6 @@ def set_up(objective: Objective, config: TrainConfig, title: str, device: torch.
         for network in networks:
             # dropout by torch's own generators: both points of a consistency loss have one mask
             network.compile(options={"fallback_random": True})
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT, KEPT_BY_OLDER = 1 << 30, 1 << 25  # bytes
 
 
 @cache
