@@ -17,6 +17,7 @@ from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.stored import StoredData
 from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.loop import train
+from fewstep.pipeline.training.randomness import TEACHER
 from fewstep.teachers.interfaces import Evaluations, LossTerms, Objective, randn
 
 CONFIG = TrainConfig(
@@ -92,6 +93,7 @@ class Training:
         images = torch.randint(0, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
         self.job = TrainingJob(
             title="teacher",
+            stream=TEACHER,
             data=stored(images),
             labelled=False,
             workers=0,

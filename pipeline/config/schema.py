@@ -164,7 +164,7 @@ class Training:
 
     @property
     def key(self) -> str:
-        """The dotted key of the student's section; also what its training's randomness depends on."""
+        """The dotted key of the student's section."""
         return "student" if self.student == "student" else f"students.{self.student}"
 
 

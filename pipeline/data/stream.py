@@ -26,7 +26,7 @@ from fewstep.pipeline.data.feed import Pixels, drained
 from fewstep.pipeline.data.fingerprint import content_sha256, fingerprint, hub_commit
 from fewstep.pipeline.data.load import CLASSES
 from fewstep.pipeline.data.source import TABLE, Rows, parts, quiet_libraries, rows_of
-from fewstep.pipeline.training.randomness import keyed_generator
+from fewstep.pipeline.training.randomness import FILES, WINDOW, keyed_generator
 
 Row = tuple[dict[str, Any] | None, Any]
 """An image as a table has it, and its label."""
@@ -234,7 +234,7 @@ class StreamFeed:
 
     def files(self, epoch: int) -> list[int]:
         """The parts of the source in the order of an epoch."""
-        return torch.randperm(len(self.data.counts), generator=keyed_generator(self.seed, "files", epoch)).tolist()
+        return torch.randperm(len(self.data.counts), generator=keyed_generator(self.seed, FILES, epoch)).tolist()
 
     def window(self, epoch: int, number: int) -> Tensor:
         """Which rows of an epoch, counted from its first one, are those of a window, in the window's order [W]."""
@@ -286,4 +286,4 @@ class StreamFeed:
 
 @lru_cache(maxsize=4)  # windows that a batch may touch: to be read only
 def _order(seed: int, epoch: int, number: int, size: int) -> Tensor:
-    return torch.randperm(size, generator=keyed_generator(seed, "window", epoch, number))
+    return torch.randperm(size, generator=keyed_generator(seed, WINDOW, epoch, number))

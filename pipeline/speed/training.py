@@ -26,6 +26,7 @@ from fewstep.pipeline.stages.teacher import teacher_objective, trained_model
 from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.loop import train
+from fewstep.pipeline.training.randomness import TEACHER, training_stream
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import convert_teacher
@@ -152,7 +153,8 @@ def _late(make: Any) -> Step:  # noqa: ANN401 - a class of rivals
 
 def _job(run: RunContext, name: str, config: TrainConfig, steps: int) -> TrainingJob:
     short = config.model_copy(update={"kimg": steps * config.batch_size / 1000, "log_every": BLOCK})
-    return run.training_job(f"speed/{name}", "teacher" if name == "teacher" else "student", short, name)
+    stream = TEACHER if name == "teacher" else training_stream("student")
+    return run.training_job(f"speed/{name}", "teacher" if name == "teacher" else "student", stream, short, name)
 
 
 def _side_by_side(

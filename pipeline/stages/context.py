@@ -18,7 +18,7 @@ from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.training import TrainingData, open_training
 from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.job import TrainingJob
-from fewstep.pipeline.training.randomness import key, keyed_generator
+from fewstep.pipeline.training.randomness import TRAINING_NUMBER, Stream, conversion_stream, key, keyed_generator
 from fewstep.progress import say
 
 
@@ -89,19 +89,18 @@ class RunContext:
 
     def training_seed(self, training: Training) -> int:
         """The seed of all that is random in a training, the order of the images too; that of the first is the run's."""
-        return self.config.seed if training.number == 1 else key(self.config.seed, "training", training.number)
+        return self.config.seed if training.number == 1 else key(self.config.seed, TRAINING_NUMBER, training.number)
 
-    def student_generator(self, training: Training, what: str) -> torch.Generator:
-        """The randomness of a step in the making of a student, its own for each name and training."""
-        stream = what if training.student == "student" else f"{what}, {training.student}"
-        return keyed_generator(self.training_seed(training), stream)
+    def student_generator(self, training: Training, step: Stream) -> torch.Generator:
+        """The randomness of a step of a student's conversion, its own for each name and training."""
+        return keyed_generator(self.training_seed(training), conversion_stream(step, training.student))
 
     def training_job(
-        self, stage: str, title: str, config: TrainConfig, config_hash: str, seed: int | None = None
+        self, stage: str, title: str, stream: Stream, config: TrainConfig, config_hash: str, seed: int | None = None
     ) -> TrainingJob:
         """The training part of a stage (teacher, students/NAME), with its places in the run folder.
 
-        `title` is the dotted key of the section, on which the training's randomness depends, and on `seed`; None: the
+        `title` is the dotted key of the section. The training's randomness depends on `stream` and `seed`; None: the
         run's.
         """
         if (slices := config.slices) is None:
@@ -111,6 +110,7 @@ class RunContext:
                 raise UserError(f"{title}.train.batch_size", config.batch_size, remedy)
         return TrainingJob(
             title=title,
+            stream=stream,
             data=self.data,
             labelled=self.conditional,
             workers=self.config.data.reading_processes,

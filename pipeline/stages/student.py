@@ -23,6 +23,7 @@ from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import list_checkpoints
 from fewstep.pipeline.training.loop import train
+from fewstep.pipeline.training.randomness import CONVERSION, REFIT, TRUSTED, regression_stream, training_stream
 from fewstep.progress import say
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.convert import Regression, conversion_error, convert_teacher, judged_sigmas, trusted_range
@@ -37,7 +38,7 @@ from fewstep.teachers.interfaces import Condition, Denoiser, Objective
 from fewstep.teachers.load import read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
 
-CONVERSION = "conversion.json"
+CONVERSION_FILE = "conversion.json"
 
 
 def make_student(
@@ -103,8 +104,8 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     source = read_trajectories(run.folder / "trajectories") if method.reads_trajectories else teacher
     objective = student_objective(config, model, source, teacher)
     say(f"{run.title(training.name)}: distilling with {config.method.name} for {config.train.kimg:g} kimg")
-    seed = run.training_seed(training)
-    job = run.training_job(f"students/{training.name}", training.key, config.train, identity, seed)
+    place, seed, stream = f"students/{training.name}", run.training_seed(training), training_stream(training.student)
+    job = run.training_job(place, training.key, stream, config.train, identity, seed)
     cost = objective.cost
     if isinstance(teacher, Guided):  # two evaluations in one
         cost = replace(cost, teacher=2 * cost.teacher)
@@ -159,7 +160,7 @@ def _convert(
         sigma_min=config.sigma_min,
         sigma_max=config.sigma_max,
         refit_steps=steps if facts is None else 0,
-        generator=run.student_generator(training, "refit"),
+        generator=run.student_generator(training, REFIT),
     )
     if facts is not None:
         return model, facts
@@ -170,7 +171,7 @@ def _convert(
     facts["conversion_rmse"] = _conversion_error(run, training, model, teacher)
     if processes.leads():
         checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(checkpoints / CONVERSION, sealed({"config_hash": identity, "facts": facts}))
+        write_json(checkpoints / CONVERSION_FILE, sealed({"config_hash": identity, "facts": facts}))
     return model, facts
 
 
@@ -180,7 +181,7 @@ def _kept_conversion(checkpoints: Path, identity: str) -> dict[str, Any] | None:
         return None
     with suppress(UserError):
         kept = unsealed(
-            read_json(checkpoints / CONVERSION, {"config_hash": str, "facts": {"conversion_rmse": {str: float}}})
+            read_json(checkpoints / CONVERSION_FILE, {"config_hash": str, "facts": {"conversion_rmse": {str: float}}})
         )
         return kept["facts"] if kept is not None and kept["config_hash"] == identity else None
     return None
@@ -199,7 +200,7 @@ def _regress(
     """The student regressed onto the teacher, ready to train, and the noise levels at which the teacher was trusted."""
     config, kimg = training.config, _regression_kimg(training.config)
     images, condition = _images(run, teacher, 512)
-    trusted = trusted_range(teacher, images, run.student_generator(training, "trusted"), condition)
+    trusted = trusted_range(teacher, images, run.student_generator(training, TRUSTED), condition)
     where = "between noise levels {:.3g} and {:.3g}".format(*trusted) if trusted else "nowhere"
     say(
         f"{run.title(training.name)}: regressing onto the teacher for {kimg:g} kimg, onto images "
@@ -208,7 +209,7 @@ def _regress(
     changes = {"kimg": kimg, "ema_halflife_kimg": min(config.train.halflives.values())}
     short = config.train.model_copy(update=changes)
     place, seed = f"students/{training.name}/regression", run.training_seed(training)
-    job = run.training_job(place, f"{training.key}-regression", short, identity, seed)
+    job = run.training_job(place, training.key, regression_stream(training.student), short, identity, seed)
     (average,) = train(Regression(model, teacher, trusted), job, run.accelerated(short.precision)).values()
     assert isinstance(average, ConsistencyModel)
     return average.requires_grad_(True).train(), trusted
@@ -218,7 +219,7 @@ def _conversion_error(
     run: RunContext, training: Training, model: ConsistencyModel, teacher: Preconditioned | Guided
 ) -> dict[str, float]:
     """{noise level: RMSE} over levels that both have, which is said too; UserError where one is not finite."""
-    generator, was_training = run.student_generator(training, "conversion"), model.training
+    generator, was_training = run.student_generator(training, CONVERSION), model.training
     images, condition = _images(run, teacher, 128)
     sigmas = judged_sigmas(model, teacher)
     errors = conversion_error(model.eval(), teacher, images, generator, sigmas, condition)

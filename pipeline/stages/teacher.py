@@ -12,7 +12,7 @@ from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
-from fewstep.pipeline.training.randomness import key
+from fewstep.pipeline.training.randomness import TEACHER, TEACHER_WEIGHTS, key
 from fewstep.progress import say
 from fewstep.teachers.folder import fetched
 from fewstep.teachers.guided import Guided
@@ -69,7 +69,7 @@ def make_teacher(run: RunContext, stage: Path | None, config_hash: str) -> dict[
         f"teacher: training a UNet of {parameters / 1e6:.2f} M parameters ({config.prediction}) on "
         f"{len(run.data):,} images of {shape[0]}x{shape[1]}x{shape[2]}{of} for {config.train.kimg:g} kimg"
     )
-    job = run.training_job("teacher", "teacher", config.train, config_hash)
+    job = run.training_job("teacher", "teacher", TEACHER, config.train, config_hash)
     (average,) = train(objective, job, run.accelerated(config.train.precision)).values()
     if stage is None:
         return {}
@@ -90,7 +90,7 @@ def teacher_objective(run: RunContext, config: TrainedTeacher) -> tuple[Objectiv
         attention=network.attention,
         norm_groups=network.norm_groups,
         dropout=network.dropout,
-        seed=key(run.config.seed, "teacher-weights"),
+        seed=key(run.config.seed, TEACHER_WEIGHTS),
         classes=None if classes is None else classes + config.null_class,
         fourier=config.prediction == "ve",
     ).to(memory_format=training_layout(config.train.precision))  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.pipeline.training import processes
-from fewstep.pipeline.training.randomness import keyed_generator
+from fewstep.pipeline.training.randomness import TRAJECTORIES, keyed_generator
 from fewstep.progress import ProgressLine, say
 from fewstep.students.convert import check_convertible
 from fewstep.students.trajectories import SHARD, Trajectories, read_trajectories, shard_path, write_record, write_shard
@@ -67,7 +67,7 @@ def make_trajectories(run: RunContext, stage: Path | None, identity: str, ends: 
 
 def _points(run: RunContext, teacher: Preconditioned | Guided, sigmas: Tensor, number: int, count: int) -> Tensor:
     """The `count` trajectories of shard `number`, [count, len(sigmas), C, H, W] as they are kept."""
-    settings, generator = run.config.trajectories, keyed_generator(run.config.seed, "trajectories", number)
+    settings, generator = run.config.trajectories, keyed_generator(run.config.seed, TRAJECTORIES, number)
     noise = torch.randn((count, *teacher.space.shape), generator=generator)
     classes, first = teacher.space.num_classes, number * SHARD
     labels = None if classes is None else (torch.arange(first, first + count) % classes).to(run.device)

@@ -10,15 +10,18 @@ import torch
 from fewstep.pipeline.config.training import TrainConfig
 from fewstep.pipeline.data.feed import Batches, Feed
 from fewstep.pipeline.data.training import TrainingData
-from fewstep.pipeline.training.randomness import keyed_generator
+from fewstep.pipeline.training.randomness import FLIP, Stream, keyed_generator
 from fewstep.teachers.interfaces import Batch, Condition, moved
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What to train on, how, and where its files go. `title` also names the stream of its randomness."""
+    """What to train on, how, and where its files go."""
 
     title: str
+    """The dotted key of its section, for messages."""
+    stream: Stream
+    """What its randomness is keyed by, beside the seed."""
     data: TrainingData
     labelled: bool
     """Whether the networks take labels."""
@@ -60,7 +63,7 @@ class TrainingJob:
         images = pixels.chunk(len(self.parts))[mine]
         images = moved(images, device).float() / 127.5 - 1
         if self.horizontal_flip:
-            coin = torch.rand(len(images), generator=keyed_generator(self.seed, "flip", step, part))
+            coin = torch.rand(len(images), generator=keyed_generator(self.seed, FLIP, step, part))
             images = torch.where(moved(coin < 0.5, device).reshape(-1, 1, 1, 1), images.flip(-1), images)
         labels = None if labels is None else moved(labels.chunk(len(self.parts))[mine], device)
         return Batch(images=images, condition=Condition(labels=labels))

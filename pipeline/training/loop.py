@@ -25,7 +25,7 @@ from fewstep.pipeline.training.job import TrainingJob
 from fewstep.pipeline.training.levels import sums_and_counts
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.processes import training as together_in_steps
-from fewstep.pipeline.training.randomness import key, keyed_generator, seed_dropout
+from fewstep.pipeline.training.randomness import dropout_stream, key, keyed_generator, seed_dropout
 from fewstep.pipeline.training.signals import PendingSignal, deferred_signals, raising_signals
 from fewstep.progress import ProgressLine, say
 from fewstep.teachers.interfaces import Objective, Progress, moved
@@ -175,8 +175,8 @@ class _Training:
         extra: dict[str, Tensor] = {}
         for part in range(first, first + per_process):
             batch = job.batch(progress.step, part, accelerator.device)
-            seed_dropout(key(job.seed, f"{job.title}-dropout", progress.step, part), accelerator.device)
-            generator = keyed_generator(job.seed, job.title, progress.step, part)
+            seed_dropout(key(job.seed, dropout_stream(job.stream), progress.step, part), accelerator.device)
+            generator = keyed_generator(job.seed, job.stream, progress.step, part)
             with accelerator.no_sync(self.wrapped) if part + 1 < first + per_process else nullcontext():
                 terms = self.wrapped(batch, progress, generator)
                 total = terms.loss.mean() / per_process

@@ -9,7 +9,10 @@ import torch
 
 from fewstep.files import read_json, sha256_file
 from fewstep.pipeline.cli.main import main
+from fewstep.pipeline.config.keys import config_keys
+from fewstep.pipeline.config.reading import load_config
 from fewstep.pipeline.stages import student
+from fewstep.pipeline.stages.context import RunContext
 
 pytestmark = pytest.mark.timeout(600)
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -48,3 +51,16 @@ def test_a_further_training_has_other_images_and_leaves_the_first_alone(tiny, ti
     assert {name: results[name.replace("_", "@")]["timing"] for name in times} == times
     assert all(results[f"{name}@1"]["quality"] and results[f"{name}@1"]["timing"] is None for name in names[1:])
     assert json.loads((run / "logs" / "students" / "student-2.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def test_messages_of_a_regression_name_a_key_that_there_is(tmp_path, monkeypatch):
+    config = load_config("digits", {"out": str(tmp_path)})
+    jobs = []
+    monkeypatch.setattr(student, "train", lambda objective, job, accelerator: jobs.append(job) or {"average": None})
+    monkeypatch.setattr(student, "_images", lambda *given: (None, None))
+    monkeypatch.setattr(student, "trusted_range", lambda *given: None)
+    monkeypatch.setattr(student, "Regression", lambda *given: None)
+    with pytest.raises(AssertionError):  # what `train` gives is no student
+        student._regress(RunContext(config), config.trainings["student"], None, None, "c0ffee")  # type: ignore[arg-type]
+    assert f"{jobs[0].title}.train.learning_rate" in config_keys()
+    assert jobs[0].stream == "student-regression"

@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.training import loop
 from fewstep.pipeline.training.log import TrainingLog
 from fewstep.pipeline.training.loop import train
-from fewstep.pipeline.training.randomness import batch_indices, keyed_generator
+from fewstep.pipeline.training.randomness import TEACHER, batch_indices, keyed_generator, training_stream
 from fewstep.teachers.interfaces import Progress
 from fewstep.teachers.network import build_scheduler, build_unet
 from fewstep.teachers.objective import DDPMObjective
@@ -80,6 +80,21 @@ def test_training_neither_uses_nor_needs_the_state_of_the_global_generator(train
     assert other.hashes(STEPS) == whole.hashes(STEPS)
 
 
+def test_another_title_changes_no_number(training, whole):
+    other = training("other")
+    other.job = replace(other.job, title="the teacher, reworded")
+    other.run()
+    assert other.trace() == whole.trace()
+    assert other.hashes(STEPS) == whole.hashes(STEPS)
+
+
+def test_another_stream_changes_all_of_them(training, whole):
+    other = training("other")
+    other.job = replace(other.job, stream=training_stream("student"))
+    other.run()
+    assert all(one["loss"] != two["loss"] for one, two in zip(other.trace(), whole.trace(), strict=True))
+
+
 def test_gradients_left_from_before_training_are_part_of_no_step(training, whole, denoising):
     left = denoising()
     for parameter in left.network.parameters():
@@ -99,7 +114,7 @@ def test_the_gradient_of_a_sliced_batch_is_the_mean_over_its_slices(training, de
     for part in range(4):
         batch = sliced.job.batch(0, part, torch.device("cpu"))
         assert len(batch.images) == 2
-        loss = reference(batch, Progress(step=0, total_steps=1, images=0), keyed_generator(11, "teacher", 0, part)).loss
+        loss = reference(batch, Progress(step=0, total_steps=1, images=0), keyed_generator(11, TEACHER, 0, part)).loss
         losses += loss.tolist()
         (grad,) = torch.autograd.grad(loss.mean(), [reference.network[0].weight])
         expected.append(grad)
