@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.schema import DataConfig
-from fewstep.pipeline.data.tables import TABLE, columns_of, parts, pick
+from fewstep.pipeline.data.tables import TABLE, Column, columns_of, parts, pick
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -24,7 +24,11 @@ class HubTables:
     """One split of a data set of the hub, cached or streamed."""
 
     parts = 1
+    columns: Mapping[str, Column]
+    splits: Mapping[str, str]
     left_out: Sequence[str] = ()
+    folders: Sequence[str | Path]
+    files: Sequence[Path]
 
     def __init__(
         self, config: DataConfig, name: str, split: str, *, streamed: bool, revision: str | None = None

@@ -131,13 +131,13 @@ def quiet_libraries() -> Iterator[None]:
     """Keep the log lines and progress bars of `datasets` and the hub, where they are loaded, off the terminal."""
     before = logging.root.manager.disable
     logging.disable()
-    bars: Any = sys.modules.get("datasets")
-    shown = bars is not None and not bars.are_progress_bars_disabled()
-    if shown:
+    library: Any = sys.modules.get("datasets")
+    bars = library if library and not library.are_progress_bars_disabled() else None
+    if bars:
         bars.disable_progress_bars()
     try:
         yield
     finally:
         logging.disable(before)
-        if shown:
+        if bars:
             bars.enable_progress_bars()

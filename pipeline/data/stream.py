@@ -111,6 +111,8 @@ class StreamedData:
             "source": self.config.source,
             "split": self.config.split,
             "columns": {"image": self.rows.image_column, "label": self.rows.label_column},
+            "splits": dict(self.rows.source.splits),
+            "left_out": [*self.rows.source.left_out],
             "count": len(self),
             "shape": list(self.shape),
             "classes": None if names is None else list(names),

@@ -97,17 +97,22 @@ class FolderTables:
     """The images of one split of a folder, and the columns that its class folders and metadata files make."""
 
     parts = 1
+    columns: Mapping[str, Column]
+    splits: Mapping[str, str]
+    left_out: Sequence[str]
+    folders: Sequence[str | Path]
+    files: Sequence[Path] = ()
 
     def __init__(self, config: DataConfig, path: Path, split: str) -> None:
         check_there(config, path)
-        self.folder, self.folders, self.files = path, [path], list[Path]()
+        self.folder, self.folders = path, [path]
         found = read_image_folder(path)
         self.splits = {name: f"{len(images):,}" for name, images in found.splits.items()}
         self.left_out, self._values = found.left_out, found.columns
         self.images = pick(config, found.splits, split)
         label = {CLASS, config.label_column}
-        self.columns = {IMAGE: Column(kind="images", is_image=True)}
-        self.columns |= {name: _column(values, named=name in label) for name, values in found.columns.items()}
+        others = {name: _column(values, named=name in label) for name, values in found.columns.items()}
+        self.columns = {IMAGE: Column(kind="images", is_image=True)} | others
 
     @property
     def counts(self) -> list[int | None]:
@@ -156,11 +161,15 @@ def _column(values: Mapping[str, Any], *, named: bool) -> Column:
 class ParquetTables:
     """The rows of one split of a parquet file, or of those in a folder."""
 
-    left_out: Sequence[str]
+    columns: Mapping[str, Column]
+    splits: Mapping[str, str]
+    left_out: Sequence[str] = ()
+    folders: Sequence[str | Path] = ()
+    files: Sequence[Path]
 
     def __init__(self, config: DataConfig, path: Path, split: str) -> None:
         check_there(config, path)
-        self.folders, self.left_out, names = [], [], [path.name]
+        names = [path.name]
         folder = path.parent
         if not path.is_file():
             walked, folder = walk(path), path
@@ -175,9 +184,8 @@ class ParquetTables:
         for file in self.files:
             if not file.is_file():
                 raise UserError(file, None, "is no regular file, or a link to nothing: remove it")
-        self.columns = self._columns
+        self.columns = self._columns()
 
-    @cached_property
     def _columns(self) -> dict[str, Column]:
         import datasets  # two seconds of imports that image folders and the digits do not need
         import pyarrow.parquet as pq
@@ -186,7 +194,7 @@ class ParquetTables:
             features = datasets.Features.from_arrow_schema(pq.read_schema(self.files[0]))
         return columns_of(features)
 
-    @cached_property
+    @property
     def counts(self) -> list[int | None]:
         """See `Tables`."""
         import pyarrow.parquet as pq

@@ -14,9 +14,10 @@ from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
-from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
+from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config, resolved
 from fewstep.pipeline.config.schema import Config, StudentConfig
-from fewstep.pipeline.config.teacher import LoadedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
+from fewstep.pipeline.data.choice import check_splits, reference_count
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.stages.manifest import (
@@ -35,10 +36,14 @@ from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
+from fewstep.teachers.folder import LEVELS
+from fewstep.teachers.load import read_teacher
+from fewstep.teachers.solvers import levels
 
 Build = Callable[[Path | None, dict[str, Any] | None], dict[str, Any] | None]
 """What fills a stage's folder; without one it works beside the process that does."""
 STAGES = ("teacher", "student", "evaluate", "report")
+MEASURING = STAGES[2:]
 
 
 def run(config: Config | str | Path, until: str = "report") -> Path:
@@ -56,7 +61,7 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     lock = run_lock(folder) if processes.leads() else nullcontext()
     with raising_signals(), processes.together([config.to_dict(), until], folder), lock:
         processes.led(lambda: (sweep(folder), job.check(until)))
-        job.begin()
+        job.begin(until)
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
         say(f"finished in {time.monotonic() - clock:.0f} s")
@@ -96,16 +101,36 @@ class Run(RunContext):
     """
 
     def check(self, until: str) -> None:
-        """What can be known to be wrong before any work starts."""
-        if until == "teacher" or (self.folder / "eval" / MANIFEST).exists():
-            return
+        """Raise UserError for whatever can be known to be wrong before any work starts, of what will be read."""
         config = self.config.eval
-        check_extractor(config.extractor, config.weights, tuple(self.data_facts["shape"]))
-        if config.reference is not None:
-            from fewstep.eval.quality.reference_files import read_reference
+        measures = until in MEASURING and not (self.folder / "eval" / MANIFEST).exists()
+        chooses = until != "teacher" and self._chooses()
+        if measures and isinstance(teacher := self.config.teacher, TrainedTeacher):
+            self.config.check_steps(teacher.num_train_timesteps if teacher.has_schedule else LEVELS)
+        if measures or chooses:
+            check_extractor(config.extractor, config.weights, tuple(self.data_facts["shape"]))
+            check_splits(
+                self.config.data, self.data_facts, choices=chooses, references=measures and not config.reference
+            )
+        if not measures:
+            return
+        config.check_images()
+        if config.reference is None:
+            config.kid_subset(reference_count(self.config.data, self.data_facts["count"]))
+            return
+        from fewstep.eval.quality.reference_files import read_reference
 
-            extractor = load_extractor(config.extractor, config.weights, self.device)
-            read_reference(config.reference.expanduser(), extractor)
+        extractor = load_extractor(config.extractor, config.weights, self.device)
+        features = read_reference(config.reference.expanduser(), extractor).features
+        if features is not None:
+            config.kid_subset(len(features))
+
+    def _chooses(self) -> bool:
+        """Return whether a student that is still to be made chooses noise levels or an average by real images."""
+        return any(
+            self.config.chooses(training) and not (self.folder / "students" / name / MANIFEST).exists()
+            for name, training in self.config.trainings.items()
+        )
 
     def write_config(self) -> None:
         """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
@@ -137,13 +162,20 @@ class Run(RunContext):
             redone = "trained again from the start"
         own = sha256_json(inputs)
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
+        if self.config.is_open:
+            space = read_teacher(self.folder / "teacher")[0].space
+            self.config = resolved(self.config, len(levels(space)), space.sigma_max)
+        if self.until in MEASURING and isinstance(self.config.teacher, LoadedTeacher):
+            self.config.check_steps(len(levels(read_teacher(self.folder / "teacher")[0].space)))
 
     def student(self) -> None:
         """Distil the teacher into students/NAME/, for each training of each student."""
         for name, training in self.config.trainings.items():
             config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
-            search = {f"{key}.search_images": numbers.pop("search_images")} | choices
+            steps = self.config.steps_of(training.student)
+            del numbers["steps"]
+            search = {f"{key}.search_images": numbers.pop("search_images"), f"{key}.steps": list(steps)} | choices
             weights = {key: numbers} | self._teacher_hash() | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
             weights |= self._labels()
@@ -152,7 +184,7 @@ class Run(RunContext):
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
-            elif config.method.student == "ddim":  # whose noise levels are given
+            elif not self.config.chooses(training):
                 search = {}
             inputs = {"weights": weights, "search": search}
             self._stage(
@@ -180,7 +212,7 @@ class Run(RunContext):
 
     def _trajectories(self, config: StudentConfig) -> None:
         """Make trajectories/ of the teacher, which students that are made already do without."""
-        ends = (config.sigma_min, config.sigma_max)
+        ends = config.noise_range
         inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
         inputs |= {"seed": self.config.seed} | self._teacher_hash()
         own = sha256_json(inputs)
