@@ -86,5 +86,9 @@ class EvalConfig(JudgeConfig):
         if self.kid_subset_size is None:
             return min(1000 if EXTRACTORS[self.extractor].dim >= 1000 else 100, self.images, real)
         if self.kid_subset_size > real:
-            raise UserError("eval.kid_subset_size", self.kid_subset_size, f"must be at most the {real:,} real images")
+            raise UserError(
+                "eval.kid_subset_size",
+                self.kid_subset_size,
+                f"must be at most the {real:,} real images; give less, or null",
+            )
         return self.kid_subset_size

@@ -17,7 +17,7 @@ from fewstep.eval.interfaces import IndexedImages
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.load import ImageData, load_data
-from fewstep.pipeline.data.source import Rows, quiet_libraries
+from fewstep.pipeline.data.source import Rows, open_tables, quiet_libraries
 from fewstep.pipeline.data.stream import StreamedData
 
 MOST, SHARE, SEED = 2000, 5, 97  # the seed is of this permutation alone, whatever the run's seed is
@@ -41,23 +41,27 @@ def choice_images(config: DataConfig, training: Tensor | IndexedImages) -> Tenso
 def check_splits(config: DataConfig, facts: dict[str, Any], *, choices: bool, references: bool) -> None:
     """Raise UserError where real images to choose on, or to measure against, are missing, too few or of another size.
 
-    facts: the provenance of the training images.
+    facts: the provenance of the training images. A split that is named has to be there, whether it is read or not.
     """
+    for split in {config.choice_split, config.reference_split} - {None, config.split}:
+        _check_first(config, split, facts["shape"])
     if choices:
-        other = config.choice_split if config.choice_split != config.split else None
-        _check_choices(_aside(config, facts["count"]) if other is None else _opened(config, other, facts["shape"]))
-    if references:
-        if config.reference_split not in (None, config.split):
-            _opened(config, config.reference_split, facts["shape"])
-        if (count := reference_count(config, facts["count"])) < 4:
-            remedy = "images are too few to measure against; give 4 or more"
-            raise UserError("data.reference_split", count, remedy)
+        _check_choices(choice_count(config, facts["count"]))
+    if references and (count := reference_count(config, facts["count"])) < 4:
+        raise UserError("data.reference_split", count, "images are too few to measure against; give 4 or more")
+
+
+def choice_count(config: DataConfig, training: int) -> int:
+    """Return how many images choices are made on, where there are `training` ones to train on."""
+    if config.choice_split not in (None, config.split):
+        return min(_count(config, config.choice_split), MOST)
+    return _aside(config, training) if config.choice_split is None else min(training, MOST)
 
 
 def reference_count(config: DataConfig, training: int) -> int:
     """Return how many images quality is measured against, where there are `training` ones to train on."""
     if config.reference_split not in (None, config.split):
-        return _count(Rows(config, config.reference_split))
+        return _count(config, config.reference_split)
     return training - (_aside(config, training) if config.choice_split is None else 0)
 
 
@@ -67,27 +71,24 @@ def _check_choices(count: int) -> None:
         raise UserError("data.choice_split", count, remedy)
 
 
-def _opened(config: DataConfig, split: str, shape: Sequence[int]) -> int:
-    """Return the number of images of a split, whose first one must have the (C, H, W) of the training images."""
+def _check_first(config: DataConfig, split: str, shape: Sequence[int]) -> None:
+    """Raise UserError unless the first image of a split has the (C, H, W) of the training images."""
     with pillow_warnings(), quiet_libraries():
-        rows = Rows(config, split)
-        first = next(iter(rows), None)
+        first = next(iter(Rows(config, split)), None)
         if first is None:
             raise UserError("data.source", config.source, f"split {split!r} holds no images")
         decoder = Decoder(image_size=config.image_size, channels=config.channels)
         height, width, channels = decoder.decode(*first[:2]).shape
         if [channels, height, width] != [*shape]:
             made, needed = f"{width}x{height} with {channels} channels", f"{shape[2]}x{shape[1]} with {shape[0]}"
-            remedy = (
-                f"images of split {split!r} are {made}, those to train on {needed}: set data.image_size or channels"
-            )
+            remedy = f"images of split {split!r} are {made} and those to train on {needed}: set data.image_size"
             raise UserError("data.source", config.source, remedy)
-        return _count(rows)
 
 
-def _count(rows: Rows) -> int:
-    """Return the number of rows; where it is not known, as many as anything here needs."""
-    return sum(MOST if count is None else count for count in rows.source.counts)
+def _count(config: DataConfig, split: str) -> int:
+    """Return the number of images of a split; where it is not known, as many as anything here needs."""
+    with quiet_libraries():
+        return sum(MOST if count is None else count for count in open_tables(config, split).counts)
 
 
 def reference_images(config: DataConfig, training: Tensor | IndexedImages) -> tuple[Tensor | IndexedImages, str]:

@@ -96,7 +96,7 @@ class Decoder:
                 pair = f"{first} is {other.width}x{other.height}, {name} is {width}x{height}"
                 raise UserError("data.image_size", None, f"images differ: {pair}; set it to resize and crop them")
             if width != height:
-                remedy = f"{name} is {width}x{height}, not square: set it to resize and crop the images"
+                remedy = f"{name} is {width}x{height}, not square; set it to resize and crop the images"
                 raise UserError("data.image_size", None, remedy)
             return image
         if (width, height) == (size, size):

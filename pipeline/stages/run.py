@@ -11,13 +11,12 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from fewstep.errors import UserError
-from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config, resolved
 from fewstep.pipeline.config.schema import Config, StudentConfig
-from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
-from fewstep.pipeline.data.choice import check_splits, reference_count
+from fewstep.pipeline.config.teacher import LoadedTeacher
+from fewstep.pipeline.stages.checks import MEASURING, check_before
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.stages.manifest import (
@@ -36,14 +35,12 @@ from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
-from fewstep.teachers.folder import LEVELS
 from fewstep.teachers.load import read_teacher
 from fewstep.teachers.solvers import levels
 
 Build = Callable[[Path | None, dict[str, Any] | None], dict[str, Any] | None]
 """What fills a stage's folder; without one it works beside the process that does."""
 STAGES = ("teacher", "student", "evaluate", "report")
-MEASURING = STAGES[2:]
 
 
 def run(config: Config | str | Path, until: str = "report") -> Path:
@@ -60,7 +57,7 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     job = Run(config)
     lock = run_lock(folder) if processes.leads() else nullcontext()
     with raising_signals(), processes.together([config.to_dict(), until], folder), lock:
-        processes.led(lambda: (sweep(folder), job.check(until)))
+        processes.led(lambda: (sweep(folder), check_before(job, until)))
         job.begin(until)
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
@@ -99,38 +96,6 @@ class Run(RunContext):
 
     A stage's inputs are the content of what it reads: the settings that change numbers, pixels, weights.
     """
-
-    def check(self, until: str) -> None:
-        """Raise UserError for whatever can be known to be wrong before any work starts, of what will be read."""
-        config = self.config.eval
-        measures = until in MEASURING and not (self.folder / "eval" / MANIFEST).exists()
-        chooses = until != "teacher" and self._chooses()
-        if measures and isinstance(teacher := self.config.teacher, TrainedTeacher):
-            self.config.check_steps(teacher.num_train_timesteps if teacher.has_schedule else LEVELS)
-        if measures or chooses:
-            check_extractor(config.extractor, config.weights, tuple(self.data_facts["shape"]))
-            check_splits(
-                self.config.data, self.data_facts, choices=chooses, references=measures and not config.reference
-            )
-        if not measures:
-            return
-        config.check_images()
-        if config.reference is None:
-            config.kid_subset(reference_count(self.config.data, self.data_facts["count"]))
-            return
-        from fewstep.eval.quality.reference_files import read_reference
-
-        extractor = load_extractor(config.extractor, config.weights, self.device)
-        features = read_reference(config.reference.expanduser(), extractor).features
-        if features is not None:
-            config.kid_subset(len(features))
-
-    def _chooses(self) -> bool:
-        """Return whether a student that is still to be made chooses noise levels or an average by real images."""
-        return any(
-            self.config.chooses(training) and not (self.folder / "students" / name / MANIFEST).exists()
-            for name, training in self.config.trainings.items()
-        )
 
     def write_config(self) -> None:
         """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
