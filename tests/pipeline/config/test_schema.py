@@ -140,7 +140,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("student.sigma_min", "80", "less than student.sigma_max"),
         ("student.refit_steps", "-1", "at least 0"),
         ("student.search_images", "31", "at least 32"),
-        ("eval.extractor", "vgg", "digits-cnn, inception, dinov2"),
+        ("eval.extractor", "vgg", "digits-cnn, small-cnn, inception, dinov2"),
         ("eval.weights", "w.pth", "no effect with eval.extractor = digits-cnn"),
         ("eval.images", "1", "at least 2"),
         ("eval.images", "1048577", "at most"),
@@ -254,8 +254,10 @@ def test_configuration_and_command_line_load_without_torch():
 def test_the_extractors_have_the_number_of_features_that_seed_blocks_are_checked_against():
     from fewstep.eval.features.digits_cnn import DigitsCNN
     from fewstep.eval.features.dinov2 import ARCHITECTURE
+    from fewstep.eval.features.small_cnn import FEATURES
 
-    dims = {"digits-cnn": DigitsCNN().embed.out_features, "inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]}
+    dims = {"digits-cnn": DigitsCNN().embed.out_features, "small-cnn": FEATURES}
+    dims |= {"inception": 2048, "dinov2": ARCHITECTURE["embed_dim"]}
     assert {name: each.dim for name, each in EXTRACTORS.items()} == dims
 
 
