@@ -1,6 +1,6 @@
 """What every student is to those that sample, save and describe it."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
@@ -30,7 +30,7 @@ class FixedStep(NamedTuple):
     clamped: bool
 
 
-class Student(Preconditioned):
+class Student(Preconditioned, ABC):
     """A model that makes images in few steps, and that a stock diffusers pipeline samples to the same images."""
 
     @property

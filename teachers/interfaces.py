@@ -1,5 +1,6 @@
 """What every model, objective and solver shares: a `Denoiser` in a `Space` under a `Condition`, and an `Objective`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -124,7 +125,7 @@ class Evaluations:
         return 3 * self.student + self.target + self.teacher + 2 * self.jvp + self.smaller
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """One way to train: the trained network and any target network are submodules, a teacher is not.
 
     The training loop wraps the objective itself for several processes and calls only it, so that gradients are
@@ -136,9 +137,9 @@ class Objective(nn.Module):
     partial = False
     """Whether there are steps that leave some parameters without a gradient."""
 
+    @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossTerms:
         """The loss of one slice of the batch; every random number comes from `generator`, a CPU generator."""
-        raise TypeError(f"{type(self).__name__} defines no forward")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups: {"params": ...} with its own options of Adam, and `lr_scale` of the learning rate."""

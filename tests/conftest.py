@@ -39,12 +39,17 @@ def no_cold_starts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """The folder of real data sets and Inception weights; the test skips where it is absent."""
-    folder = Path(os.environ.get("FEWSTEP_DATA", "~/.cache/fewstep-data")).expanduser()
-    if not folder.is_dir():
-        pytest.skip(f"real data: no folder {folder} (set FEWSTEP_DATA)")
-    return folder
+def real_data() -> Callable[[str], Path]:
+    """real_data("cifar10"): the path of a real data set or of weights; the test skips if there is none."""
+
+    def path(name: str) -> Path:
+        folder = os.environ.get("FEWSTEP_DATA", "~/.cache/fewstep-data")
+        found = Path(folder).expanduser() / name
+        if not found.exists():
+            pytest.skip(f"real data: no {name} in {folder} (set FEWSTEP_DATA)")
+        return found
+
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +62,10 @@ def device() -> torch.device:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked soak where -m does not name it; skip those marked gpu where torch sees no CUDA device."""
+    """Mark the tests that need real data, leave out soak unless -m names it, and skip gpu without a CUDA device."""
+    for item in items:
+        if "real_data" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.data)
     if "soak" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)

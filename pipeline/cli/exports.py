@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.eval.seeds import BLOCK_IMAGES
 from fewstep.pipeline.cli.arguments import Parser, add_run, add_student, check_parent, number, require_run
 from fewstep.pipeline.export.names import FORMATS
 from fewstep.pipeline.sampling.grammar import STEPS
@@ -31,7 +32,7 @@ def export(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--output", choices=("float32", "uint8"), default="float32", help="[B, C, H, W] in [-1, 1], or uint8 NHWC"
     )
-    images = number(int, ge=100, le=2**20)
+    images = number(int, ge=100, le=BLOCK_IMAGES)
     parser.add_argument("--images", metavar="N", type=images, help="of each file, for its FD; default: eval.images")
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, help="default: RUN/export")
     given = parser.parse_args(argv)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.eval.seeds import BLOCK_IMAGES, BLOCKS, RESULT_BLOCKS
 from fewstep.pipeline.cli.arguments import (
     Parser,
     add_run,
@@ -21,8 +22,6 @@ from fewstep.pipeline.config.schema import DIGITS_SHAPE, DataConfig
 from fewstep.pipeline.sampling.grammar import STEPS
 from fewstep.progress import say
 
-_MOST_IMAGES = 2**20  # each image of a seed has its own generator: eval/noise.py
-_SEEDS = 4096
 _REFERENCE_KEYS = ["data.split", "data.image_column", "data.image_size", "data.channels"]
 _REFERENCE_KEYS += ["eval.extractor", "eval.weights"]
 _REFERENCE = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
@@ -39,11 +38,11 @@ def sample(argv: Sequence[str]) -> None:
     parser.add_argument("-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the images")
     add_student(parser)
     parser.add_argument(
-        "--num", metavar="N", type=number(int, ge=1, le=_MOST_IMAGES), default=64, help="images; default: 64"
+        "--num", metavar="N", type=number(int, ge=1, le=BLOCK_IMAGES), default=64, help="images; default: 64"
     )
     parser.add_argument("--steps", type=int, choices=STEPS, default=2, help="network evaluations; default: 2")
     parser.add_argument(
-        "--seed", metavar="N", type=number(int, ge=0, le=_SEEDS - 1), default=0, help="of the noise; default: 0"
+        "--seed", metavar="N", type=number(int, ge=0, le=BLOCKS - 1), default=0, help="of the noise; default: 0"
     )
     parser.add_argument("--labels", metavar="N", type=number(int, ge=0), nargs="+", help="classes, used in turn")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="PNG files and a grid, or one .npz")
@@ -81,7 +80,8 @@ def rate(argv: Sequence[str]) -> None:
         "--pairs", metavar="N", type=number(int, ge=1, le=1000), default=40, help="of each kind; default: 40"
     )
     parser.add_argument("--steps", type=int, choices=STEPS, default=1, help="of the student; default: 1")
-    parser.add_argument("--seed", metavar="N", type=number(int, ge=0, le=_SEEDS - 1), default=100, help="default: 100")
+    seed = number(int, ge=0, le=RESULT_BLOCKS - 1)
+    parser.add_argument("--seed", metavar="N", type=seed, default=100, help="of the noise; default: 100")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="default: RUN/rate.html")
     parser.add_argument("--collect", metavar="FILE", type=Path, nargs="+", help="answers that the page downloaded")
     given = parser.parse_args(argv)

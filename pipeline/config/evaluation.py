@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
+from fewstep.eval.seeds import BLOCK_IMAGES, RESULT_BLOCKS
 from fewstep.pipeline.config.constraints import Count, Positive, distinct
 from fewstep.pipeline.sampling.grammar import SOLVERS, STEPS, parse_own
 from fewstep.settings import Section, no_number
@@ -39,8 +40,10 @@ class EvalConfig(JudgeConfig):
     """How quality and speed are measured."""
 
     reference: Path | None = Field(default=None, description="file of `fewstep reference`, or of mu and sigma")
-    images: int = Field(ge=2, le=2**20, description="generated images per seed block")
-    seed_blocks: int = Field(default=3, ge=1, le=4095, description="seed blocks; their spread is the error bar")
+    images: int = Field(ge=2, le=BLOCK_IMAGES, description="generated images per seed block")
+    seed_blocks: int = Field(
+        default=3, ge=1, le=RESULT_BLOCKS, description="seed blocks; their spread is the error bar"
+    )
     samplers: tuple[Sampler, ...] = Field(
         default=(
             *("teacher@ddpm:all", "teacher@ddim:50", "teacher@ddim:20", "teacher@ddim:10", "teacher@dpmsolver++:20"),

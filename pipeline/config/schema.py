@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import UserError
+from fewstep.eval.seeds import BLOCK_IMAGES
 from fewstep.pipeline.config.constraints import Positive, Text, distinct
 from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.teacher import Teacher, TrainedTeacher
@@ -138,7 +139,9 @@ class StudentConfig(Section):
         description="length of regression onto a teacher that cannot be folded; null: 20, and none for cmt, which "
         "learns the teacher's map from its trajectories",
     )
-    search_images: int = Field(ge=32, lt=2**20, description="images per list of noise levels in the search for them")
+    search_images: int = Field(
+        ge=32, lt=BLOCK_IMAGES, description="images per list of noise levels in the search for them"
+    )
     quality_kimg: Positive | None = no_number(
         None, description="kimg between measurements of the averages; null: at the end, where there are several"
     )

@@ -13,6 +13,7 @@ import torch
 
 from fewstep import __version__
 from fewstep.errors import UserError
+from fewstep.eval import seeds
 from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.interfaces import Sampler
 from fewstep.eval.noise import KeyedNoise
@@ -45,8 +46,6 @@ from fewstep.students.graph import LABELS, Generator
 from fewstep.students.interfaces import Student
 from fewstep.students.load import load_student, student_folder
 
-CALIBRATION_SEED = 4094
-"""Of noise that no result and no choice uses."""
 CPU = torch.device("cpu")
 
 
@@ -209,7 +208,7 @@ class Export:
         """What int8 is calibrated on: noise of a seed of its own, and all classes in turn."""
         found, size = [], 16
         for start in range(0, writing.CALIBRATION, size):
-            noise = KeyedNoise(self.student.space.shape, CALIBRATION_SEED, start, start + size)
+            noise = KeyedNoise(self.student.space.shape, seeds.CALIBRATION, start, start + size)
             labels = np.arange(start, start + size) % (self.student.space.num_classes or 1)
             found.append({name: labels if name == LABELS else noise.draw().numpy() for name in inputs})
         return found

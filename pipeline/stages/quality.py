@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from fewstep.eval import seeds
 from fewstep.eval.features.extractors import Extractor, load_extractor
 from fewstep.eval.images import Generated
 from fewstep.eval.quality.metrics import KID_SUBSETS, SEED
 from fewstep.pipeline.sampling.models import student_sampler
 from fewstep.pipeline.stages.context import RunContext
-from fewstep.pipeline.stages.search import SEARCH_SEED, SUBSET
+from fewstep.pipeline.stages.search import SUBSET
 from fewstep.progress import say
 
 BATCH = 100  # images generated, and in the extractor, at once
@@ -70,7 +71,7 @@ class Quality:
 
     def kid(self, student: nn.Module) -> float:
         """Leaves the student's mode and torch's generators as they are."""
-        images = Generated(student_sampler(student, 1), SEARCH_SEED, self.count, BATCH)  # type: ignore[arg-type]
+        images = Generated(student_sampler(student, 1), seeds.SEARCH, self.count, BATCH)  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):  # an extractor's first weights are drawn too, and replaced
             self.metric.reset()
             for start in range(0, self.count, BATCH):

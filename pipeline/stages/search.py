@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.eval import seeds
 from fewstep.eval.cancel import stop_if_cancelled
 from fewstep.eval.features.extractors import Extractor, load_extractor
 from fewstep.eval.images import Generated, TensorImages, made_in_shares, pixels_sha256
@@ -30,8 +31,6 @@ from fewstep.students.grid import StepGrid, solve_grid
 SEARCHED_SIGMAS = (0.15, 0.25, 0.42, 0.65, 1.0, 1.6, 2.5, 4.0)
 FACTORS = (0.16, 0.4, 2.5, 6.25)
 """The further levels of four steps that are tried, as multiples of the two-step level."""
-SEARCH_SEED = 4095
-"""The seed block of the search: `eval.seed_blocks` ends before it."""
 SUBSET = 100  # images of a KID subset
 
 
@@ -90,7 +89,7 @@ def search_levels(
     cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
     say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
     return grid, {
-        "seed_block": SEARCH_SEED,
+        "seed_block": seeds.SEARCH,
         "images": count,
         "real": {"count": len(real), "sha256": pixels_sha256(real)},
         "metric": "KID",
@@ -110,7 +109,7 @@ def _trials(run: RunContext, settings: StudentConfig, model: ConsistencyModel, r
     model.register_forward_pre_hook(stop_if_cancelled)
 
     def sample(sigmas: list[float]) -> ImageSource:
-        return Generated(student_sampler(model, len(sigmas), sigmas), SEARCH_SEED, count, batch)
+        return Generated(student_sampler(model, len(sigmas), sigmas), seeds.SEARCH, count, batch)
 
     extractor = load_extractor(config.extractor, config.weights, run.device)
     return Trials(sample, count, extractor, real, batch, processes.Shares())

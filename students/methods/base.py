@@ -1,5 +1,6 @@
 """What a method of distillation says of itself beside its settings."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fewstep.settings import Section
@@ -26,6 +27,6 @@ class DistillationMethod(Section):
         """The noise level below which the student is not trained to the end; 0: none."""
         return 0.0
 
+    @abstractmethod
     def build(self, student: Any, source: Any, /) -> "Objective":  # noqa: ANN401 - each method names the types it takes
         """The objective that trains `student` in place; `source`: the teacher, or trajectories of it."""
-        raise NotImplementedError

@@ -13,15 +13,12 @@ from fewstep.eval.features import digits_cnn, inception
 from fewstep.eval.features.digits_cnn import DigitsCNN, digits
 from fewstep.eval.features.extractors import check_extractor, load_extractor, sha256_tensors
 
-WEIGHTS = "inception/weights-inception-2015-12-05-pool3"
+WEIGHTS = "inception/weights-inception-2015-12-05-pool3.safetensors"
 
 
 @pytest.fixture(scope="module")
-def weights(data_dir):
-    path = data_dir / f"{WEIGHTS}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no Inception weights at {path}")
-    return path
+def weights(real_data):
+    return real_data(WEIGHTS)
 
 
 def test_digits_cnn_reads_the_digits():
@@ -131,7 +128,6 @@ def test_a_weights_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
         inception.read_weights(Path("~/weights.pth"))
 
 
-@pytest.mark.data
 def test_inception_features_are_torch_fidelitys(weights, tmp_path):
     images = torch.randint(0, 256, (2, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     extractor = load_extractor("inception", weights, "cpu")
@@ -146,7 +142,7 @@ def test_inception_features_are_torch_fidelitys(weights, tmp_path):
     assert (extractor.dim, extractor.channels) == (2048, 3)
 
 
-@pytest.mark.data
-def test_one_network_in_two_file_formats_has_one_hash(weights):
-    both = [load_extractor("inception", weights.with_suffix(suffix), "cpu") for suffix in (".safetensors", ".pth")]
+def test_one_network_in_two_file_formats_has_one_hash(weights, real_data):
+    pickled = real_data(str(Path(WEIGHTS).with_suffix(".pth")))
+    both = [load_extractor("inception", path, "cpu") for path in (weights, pickled)]
     assert both[0].sha256 == both[1].sha256

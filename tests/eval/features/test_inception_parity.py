@@ -41,24 +41,24 @@ class Images(torch.utils.data.Dataset):
 
 
 @pytest.fixture(scope="module")
-def halves(data_dir):
+def halves(real_data):
     """Two disjoint parts of 400 test images of CIFAR-10."""
-    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
+    images = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}"), "test").images
     return images[:400], images[400:800]
 
 
 @pytest.fixture(scope="module")
-def weights(data_dir, tmp_path_factory):
+def weights(real_data, tmp_path_factory):
     """The weights as the .pth that torch-fidelity opens, with random logits: the file in use has none."""
-    path, tensors = tmp_path_factory.mktemp("weights") / "inception.pth", read_weights(data_dir / WEIGHTS)
+    path, tensors = tmp_path_factory.mktemp("weights") / "inception.pth", read_weights(real_data(WEIGHTS))
     tensors["fc.weight"] = 0.1 * torch.randn(tensors["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
     torch.save(tensors, path)
     return path
 
 
-def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_dir):
+def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, real_data):
     extractor = load_extractor("inception", weights, "cpu")
-    assert extractor.sha256 == load_extractor("inception", data_dir / WEIGHTS, "cpu").sha256
+    assert extractor.sha256 == load_extractor("inception", real_data(WEIGHTS), "cpu").sha256
     ours = [extract(extractor, TensorImages(images), "features") for images in halves]
     theirs = torch_fidelity.calculate_metrics(
         input1=Images(halves[0]),
@@ -88,8 +88,8 @@ def test_metrics_are_torch_fidelity_s_on_the_same_images(halves, weights, data_d
     assert abs(frechet_distance(statistics(a), statistics(a))) < 1e-3
 
 
-def test_features_come_faster_than_torch_fidelity_s_own(halves, weights, data_dir):
-    ours = load_extractor("inception", data_dir / WEIGHTS, "cpu")
+def test_features_come_faster_than_torch_fidelity_s_own(halves, weights, real_data):
+    ours = load_extractor("inception", real_data(WEIGHTS), "cpu")
     plain = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     threads = torch.get_num_threads()
     torch.set_num_threads(torch.multiprocessing.cpu_count())

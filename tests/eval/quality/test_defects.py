@@ -19,7 +19,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import load_data
 
 HALF = 898
-INCEPTION = "weights-inception-2015-12-05-pool3.safetensors"
+INCEPTION = "inception/weights-inception-2015-12-05-pool3.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_another_reference_split_is_another_protocol(halves, extractor):
     assert dataclasses.replace(mislabelled).hash == mislabelled.hash
 
 
-def test_scaling_by_minimum_and_maximum_is_seen_by_the_range_check(data_dir):
-    real = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
+def test_scaling_by_minimum_and_maximum_is_seen_by_the_range_check(real_data):
+    real = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}"), "test").images
     x = real[:1000].float()
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     scaled = ((x - low) / (high - low) * 255).round().to(torch.uint8)
@@ -126,11 +126,11 @@ def test_scaling_by_minimum_and_maximum_is_seen_by_the_range_check(data_dir):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_swapped_colours_are_seen_by_fid_and_kid(data_dir):
-    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images
+def test_swapped_colours_are_seen_by_fid_and_kid(real_data):
+    images = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}"), "test").images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
     right, other = images[order[:300]], images[order[300:600]]
-    extractor = load_extractor("inception", data_dir / "inception" / INCEPTION, "cpu")
+    extractor = load_extractor("inception", real_data(INCEPTION), "cpu")
     features = [extract(extractor, TensorImages(part), "features") for part in (right, right.flip(1), other)]
     fd = [frechet_distance(statistics(part), statistics(features[2])) for part in features[:2]]
     kid = [kernel_distance(part, features[2], 150) for part in features[:2]]
@@ -142,7 +142,7 @@ def test_swapped_colours_are_seen_by_fid_and_kid(data_dir):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("change", ["brighter", "mirrored"])
-def test_changed_copies_are_seen_in_features_and_not_in_pixels(data_dir, cifar_training, change):
+def test_changed_copies_are_seen_in_features_and_not_in_pixels(real_data, cifar_training, change):
     images, extractor, in_pixels, in_features = cifar_training
     copies = images[:100].flip(-1) if change == "mirrored" else (images[:100].int() + 40).clamp(0, 255).to(torch.uint8)
     features = extract(extractor, TensorImages(copies), "features")
@@ -156,9 +156,9 @@ def test_changed_copies_are_seen_in_features_and_not_in_pixels(data_dir, cifar_t
 
 
 @pytest.fixture(scope="module")
-def cifar_training(data_dir):
+def cifar_training(real_data):
     """500 training images, the extractor, and both searches for their copies."""
-    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "train").images[:500]
-    extractor = load_extractor("inception", data_dir / "inception" / INCEPTION, "cpu")
+    images = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}"), "train").images[:500]
+    extractor = load_extractor("inception", real_data(INCEPTION), "cpu")
     features = extract(extractor, TensorImages(images), "features")
     return images, extractor, TrainingImages(images, mirrored=False), TrainingFeatures(features)

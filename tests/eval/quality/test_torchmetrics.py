@@ -19,24 +19,24 @@ COUNT = 150
 
 
 @pytest.fixture(scope="module")
-def sets(data_dir):
+def sets(real_data):
     """Real test images of CIFAR-10, other ones, and the others blurred: what is measured against the first."""
-    images = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}"), "test").images[: 2 * COUNT]
+    images = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}"), "test").images[: 2 * COUNT]
     blurred = avg_pool2d(images[COUNT:].float(), 3, 1, 1, count_include_pad=False).round().to(torch.uint8)
     return {"real": images[:COUNT], "other": images[COUNT:], "blurred": blurred}
 
 
 @pytest.fixture(scope="module")
-def ours(sets, data_dir):
-    extractor = load_extractor("inception", data_dir / WEIGHTS, "cpu")
+def ours(sets, real_data):
+    extractor = load_extractor("inception", real_data(WEIGHTS), "cpu")
     found = {name: statistics(extract(extractor, TensorImages(images), name)) for name, images in sets.items()}
     return {name: frechet_distance(found[name], found["real"]) for name in ("other", "blurred")}
 
 
 @pytest.mark.parametrize(("antialias", "within"), [(False, 1e-3), (True, 0.1)])
-def test_fid_differs_by_the_resize_alone(sets, ours, data_dir, tmp_path, antialias, within):
+def test_fid_differs_by_the_resize_alone(sets, ours, real_data, tmp_path, antialias, within):
     path = tmp_path / "inception.pth"
-    torch.save(read_weights(data_dir / WEIGHTS), path)
+    torch.save(read_weights(real_data(WEIGHTS)), path)
     metric = FrechetInceptionDistance(
         2048, reset_real_features=False, feature_extractor_weights_path=str(path), antialias=antialias
     )

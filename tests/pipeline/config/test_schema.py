@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fewstep.errors import UserError
 from fewstep.eval.features.table import EXTRACTORS
+from fewstep.eval.seeds import RESULT_BLOCKS
 from fewstep.files import sha256_json
 from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.keys import config_keys, validated
@@ -145,7 +146,7 @@ def test_numbers_are_the_settings_that_change_results_whatever_way_they_were_giv
         ("eval.images", "1", "at least 2"),
         ("eval.images", "1048577", "at most"),
         ("eval.seed_blocks", "0", "at least 1"),
-        ("eval.seed_blocks", "4096", "at most 4095"),
+        ("eval.seed_blocks", str(RESULT_BLOCKS + 1), f"at most {RESULT_BLOCKS}"),
         ("eval.ddpm_seed_blocks", "4", "at most eval.seed_blocks = 3"),
         ("eval.samplers", "[]", "one or more"),
         ("eval.samplers", "[student@3]", "teacher@SOLVER:N"),

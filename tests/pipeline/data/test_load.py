@@ -185,11 +185,8 @@ def test_exif_orientation_is_applied(tmp_path):
     assert data.provenance["transforms"] == ["turned upright by EXIF orientation"]
 
 
-@pytest.mark.data
-def test_sixty_thousand_images_are_read_in_seconds(data_dir):
-    if not (data_dir / "fashion_mnist").is_dir():
-        pytest.skip("real data: no fashion_mnist")
-    config = DataConfig(source=f"parquet:{data_dir / 'fashion_mnist'}", reference_split="test")
+def test_sixty_thousand_images_are_read_in_seconds(real_data):
+    config = DataConfig(source=f"parquet:{real_data('fashion_mnist')}", reference_split="test")
     start = time.process_time()
     data = load_data(config, "train")
     assert time.process_time() - start < 30
@@ -199,11 +196,8 @@ def test_sixty_thousand_images_are_read_in_seconds(data_dir):
     assert data.provenance["sha256"] == "fb2fa9ee3a72f581bee54e52ad92cfda67cb841d6a335d9a8a00e2af788c0da1"
 
 
-@pytest.mark.data
-def test_real_colour_images_and_their_labels(data_dir):
-    if not (data_dir / "cifar10").is_dir():
-        pytest.skip("real data: no cifar10")
-    data = load_data(DataConfig(source=f"parquet:{data_dir / 'cifar10'}", split="test"), "test")
+def test_real_colour_images_and_their_labels(real_data):
+    data = load_data(DataConfig(source=f"parquet:{real_data('cifar10')}", split="test"), "test")
     assert data.images.shape == (10_000, 3, 32, 32)
     assert data.labels is not None
     assert data.labels.bincount().tolist() == [1000] * 10

@@ -131,12 +131,10 @@ def test_noise_in_javascript_is_torch_s(root, tmp_path, size):
 
 
 @pytest.fixture
-def page(data_dir, tmp_path):
+def page(real_data, tmp_path):
     """Writes the page of a run with the real runtime; its folder."""
-    runtime = data_dir / "onnxruntime-web"
-    if not runtime.is_dir():
-        pytest.skip(f"needs npm's package onnxruntime-web {web_runtime.VERSION} in {runtime}")
-    return lambda run: demo(run, tmp_path / "page", runtime=str(runtime))
+    runtime = str(real_data("onnxruntime-web"))  # npm's package
+    return lambda run: demo(run, tmp_path / "page", runtime=runtime)
 
 
 @contextmanager
@@ -164,7 +162,6 @@ def expect_canvases(browser, student, seed, labels=None):
         expect_images(pixels(browser, steps), student, steps, seed, labels)
 
 
-@pytest.mark.data
 def test_a_visitor_s_images_are_of_the_class_that_is_chosen(browser, page, conditional):
     folder, student = page(conditional), fewstep.load_student(conditional)
     about = json.loads((folder / "demo.json").read_text())
@@ -194,7 +191,6 @@ def test_a_visitor_s_images_are_of_the_class_that_is_chosen(browser, page, condi
         expect_canvases(browser, student, 5, [2])
 
 
-@pytest.mark.data
 def test_a_visitor_s_images_are_python_s_and_a_key_makes_others(browser, page, with_graphs):
     """In Chromium, from the page's own address alone, as its policy has it."""
     with served(page(with_graphs)) as address:

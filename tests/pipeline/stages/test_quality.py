@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import fewstep
+from fewstep.eval import seeds
 from fewstep.eval.features.extractors import load_extractor
 from fewstep.eval.images import to_uint8
 from fewstep.eval.noise import KeyedNoise
@@ -21,7 +22,6 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.choice import choice_images
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.stages.quality import Quality
-from fewstep.pipeline.stages.search import SEARCH_SEED
 from fewstep.pipeline.training.loop import train
 from fewstep.students.consistency import ConsistencyModel, plan_consistency
 from fewstep.students.methods.ect import ECT
@@ -56,7 +56,7 @@ class Noisy(nn.Module):
 
 def test_one_subset_of_all_images_gives_our_own_kid(digits):
     real, student = digits[:COUNT], Noisy(digits[COUNT : 2 * COUNT], 0.3)
-    noise = KeyedNoise((1, 8, 8), SEARCH_SEED, 0, COUNT).draw()
+    noise = KeyedNoise((1, 8, 8), seeds.SEARCH, 0, COUNT).draw()
     images = to_uint8(student(80 * noise, None).clamp(-1, 1))
     extractor = load_extractor("digits-cnn", None, "cpu")
     ours = kernel_distance(extractor(images), extractor(real), COUNT)
