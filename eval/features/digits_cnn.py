@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewstep.errors import UserError
-from fewstep.eval.features.extractors import OpenNetwork, sha256_tensors
+from fewstep.eval.features.extractors import OpenNetwork
+from fewstep.eval.features.weights_file import read_shipped
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits-cnn.safetensors"
 
@@ -48,11 +46,7 @@ class DigitsCNN(nn.Module):
 
 def read_weights(_: Path | None = None) -> dict[str, Tensor]:
     """The shipped tensors; UserError where they are damaged."""
-    tensors = load_file(WEIGHTS)
-    with safe_open(WEIGHTS, "pt") as file:
-        if sha256_tensors(tensors) != file.metadata()["sha256_tensors"]:
-            raise UserError(WEIGHTS, None, "is damaged (its tensors do not give its hash); reinstall fewstep")
-    return tensors
+    return read_shipped(WEIGHTS)
 
 
 def open_network(tensors: dict[str, Tensor], device: torch.device) -> OpenNetwork:

@@ -5,10 +5,16 @@ A new one is an entry here and the module that it names, which is imported when 
 checked; and `open_network(tensors, device) -> OpenNetwork`.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fewstep.errors import UserError
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
+TIMEOUT = 5.0  # seconds in which a server has to answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +43,9 @@ class Specification:
         """UserError where it does not judge images of this (C, H, W); None: not known yet."""
         if self.only and any(n not in (None, only) for n, only in zip(shape, self.only, strict=True)):
             given = "x".join("?" if n is None else str(n) for n in shape)
-            remedy = f"judges images of {'x'.join(map(str, self.only))} (CxHxW) only, not {given}: use inception"
-            raise UserError("eval.extractor", self.name, remedy)
+            remedy = f"judges images of {'x'.join(map(str, self.only))} (CxHxW) only, not {given}"
+            others = "use small-cnn, which needs no download, or inception (FID)"
+            raise UserError("eval.extractor", self.name, f"{remedy}; {others}")
 
 
 EXTRACTORS = {
@@ -53,6 +60,15 @@ EXTRACTORS = {
             resize="none (8x8)",
             channels=1,
             only=(1, 8, 8),
+            shipped=True,
+        ),
+        Specification(
+            name="small-cnn",
+            module="fewstep.eval.features.small_cnn",
+            about="shipped, any small images, no FID",
+            dim=64,
+            metric_name="FD (small-cnn)",
+            resize="bilinear to 32x32, antialiased where larger (torch interpolate)",
             shipped=True,
         ),
         Specification(
@@ -75,3 +91,28 @@ EXTRACTORS = {
         ),
     )
 }
+
+
+def default_extractor(weights: Path | None = None) -> tuple[str, str]:
+    """Return the extractor to use if none is asked for, and a line that says why it is not inception, or "".
+
+    It is inception if its weights are given, lie in torch's hub folder or can be fetched, and small-cnn otherwise. This
+    holds for all images but the 8x8 digits, which have an extractor of their own.
+    """
+    from urllib.request import urlopen  # which the command line's help does without
+
+    folder = hub_folder() / "checkpoints"
+    if weights is not None or (folder / INCEPTION).is_file():
+        return "inception", ""
+    try:
+        with urlopen(INCEPTION_URL, timeout=TIMEOUT):
+            return "inception", ""
+    except OSError as error:
+        why = f"Inception's weights are not in {folder} and cannot be fetched ({error})"
+        return "small-cnn", f"eval.extractor: small-cnn, because {why}; give --eval.weights PATH for FID"
+
+
+def hub_folder() -> Path:
+    """Return torch.hub.get_dir() by its documented rule, without torch: $TORCH_HOME/hub, or in $XDG_CACHE_HOME."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"

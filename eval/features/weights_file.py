@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.errors import UserError, unreadable
 from fewstep.eval.array_file import read_tensors
+from fewstep.eval.features.extractors import sha256_tensors
 
 KEY, READ_AS = "eval.weights", "safetensors or as a .pth of tensors"
 
@@ -56,7 +58,17 @@ class PublishedWeights:
         except (OSError, RuntimeError) as error:
             remedy = (
                 f"{self.owner}'s weights {target.name} are not in {target.parent} and could not be fetched from "
-                f"{self.url} ({error}); fetch them elsewhere and pass --{KEY} PATH"
+                f"{self.url} ({error}); fetch them elsewhere and pass --{KEY} PATH, or measure without a download: "
+                "--eval.extractor small-cnn"
             )
             raise UserError(KEY, None, remedy) from None
         return target
+
+
+def read_shipped(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file of the package; UserError if they do not give the hash in its metadata."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        if sha256_tensors(tensors) != file.metadata()["sha256_tensors"]:
+            raise UserError(path, None, "is damaged (its tensors do not give its hash); reinstall fewstep")
+    return tensors

@@ -27,8 +27,8 @@ _REFERENCE_KEYS += ["eval.extractor", "eval.weights"]
 _REFERENCE = """Compute the features of all images of a split, to measure others against (--eval.reference FILE).
 
 SOURCE is digits, hub:ID, parquet:PATH or imagefolder:PATH. The file names the images (sha256 of their pixels) and
-the extractor (sha256 of its weights). The extractor is inception, for the 8x8 digits digits-cnn, unless
---eval.extractor names another."""
+the extractor (sha256 of its weights). The extractor is the one that --eval.extractor names. Without it: digits-cnn
+for the 8x8 digits, and for other images inception, or small-cnn if the weights of inception cannot be had."""
 
 
 def sample(argv: Sequence[str]) -> None:
@@ -128,7 +128,8 @@ def reference(argv: Sequence[str]) -> None:
     judge = validated(JudgeConfig, {"extractor": "digits-cnn" if small else "inception"} | values["eval"], "eval.")
     from fewstep.pipeline.stages.reference import make_reference
 
-    make_reference(data, judge.extractor, judge.weights, given.out, without_choices=given.without_choices)
+    named = judge.extractor if small or "extractor" in values["eval"] else None
+    make_reference(data, named, judge.weights, given.out, without_choices=given.without_choices)
 
 
 def presets(argv: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.progress import say
 
 SUBJECT_KEYS = [f"eval.{name}" for name in EvalConfig.model_fields if name != "samplers"]
-SUBJECT_DEFAULTS = {"images": 5000, "kid_subset_size": 1000, "throughput_batch_sizes": [1, 16, 64, 256]}
+SUBJECT_DEFAULTS = {"images": 5000, "throughput_batch_sizes": [1, 16, 64, 256]}
 _SUBJECTS = """Measure models and images under one protocol: quality, and time where there is a model to run.
 
 A SUBJECT is one of
@@ -129,8 +129,6 @@ def _subjects(argv: Sequence[str]) -> Path:
     reference = Path(values["reference"]).expanduser()
     check_reference_path(reference)
     section = SUBJECT_DEFAULTS | {"extractor": reference_extractor(reference) or "inception"} | values
-    if "kid_subset_size" not in values and isinstance(section["images"], int):
-        section["kid_subset_size"] = max(2, min(section["kid_subset_size"], section["images"]))
     settings = validated(EvalConfig, section, "eval.")
     training = given.training and validated(DataConfig, {"source": given.training}, "data.")
     from fewstep.pipeline.stages.table import compare_subjects

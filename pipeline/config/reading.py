@@ -5,8 +5,10 @@ read comes in layers: preset, file, overrides. `student` holds settings of every
 Every fault is a UserError that names the dotted key, and the file it stands in.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
@@ -18,7 +20,8 @@ from pydantic.fields import FieldInfo
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_bounded, read_json
 from fewstep.pipeline.config.keys import DEFAULT_PRESET, Layer, at, canonical, config_keys, leaves, validated
-from fewstep.pipeline.config.schema import Config
+from fewstep.pipeline.config.schema import SIGMA_MAX, Config
+from fewstep.pipeline.sampling.grammar import ALL, parse_own
 
 _TAG = "tag:yaml.org,2002:"
 _PRESETS = files("fewstep.pipeline.config") / "presets"
@@ -49,6 +52,22 @@ def load_config(source: str | Path = DEFAULT_PRESET, overrides: Mapping[str, Any
 def config_from_dict(nested: Mapping[str, Any], where: Path | None = None) -> Config:
     """The Config that `Config.to_dict` was called on; `where` is the file it is from, for the errors."""
     return config_from_layers([(where, flat(nested, where))])
+
+
+def resolved(config: Config, timesteps: int, sigma_max: float) -> Config:
+    """Return a configuration with what only its teacher tells: the steps of ddpm:all, and students' `sigma_max`.
+
+    timesteps, sigma_max: those of the teacher. UserError: the settings do not go together then.
+    """
+    values = config.to_dict()
+    values["eval"]["samplers"] = [
+        str(replace(name, steps=timesteps)) if name.steps == ALL else str(name)
+        for name in map(parse_own, config.eval.samplers)
+    ]
+    highest = min(SIGMA_MAX, math.floor(sigma_max * 100) / 100)
+    for each in values["students"].values() if "students" in values else [values["student"]]:
+        each["sigma_max"] = each["sigma_max"] or highest
+    return config_from_dict(values)
 
 
 def kept_config(run: Path) -> Config:

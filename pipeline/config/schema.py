@@ -8,18 +8,17 @@ dotted name. A field's title says what its value must be where its type does not
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import UserError
-from fewstep.eval.features.table import EXTRACTORS
 from fewstep.eval.seeds import BLOCK_IMAGES
 from fewstep.pipeline.config.constraints import Positive, Text, distinct
 from fewstep.pipeline.config.evaluation import EvalConfig
 from fewstep.pipeline.config.teacher import Teacher, TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
-from fewstep.pipeline.sampling.grammar import SamplerName, parse_own
+from fewstep.pipeline.sampling.grammar import ALL, SamplerName, parse_own
 from fewstep.settings import Section, no_number
 from fewstep.students.methods import Method
 from fewstep.students.methods.adversarial import Adversarial
@@ -27,9 +26,9 @@ from fewstep.students.methods.dmd import DMD
 from fewstep.students.methods.lcm import LCM
 from fewstep.students.methods.matching import Matching
 from fewstep.students.methods.tcm import TCM
-from fewstep.teachers.folder import LEVELS
 
 DIGITS_SHAPE = (1, 8, 8)
+SIGMA_MAX = 80.0
 
 
 class DataConfig(Section):
@@ -123,7 +122,16 @@ class StudentConfig(Section):
         1, ge=1, le=99, description="how often it is trained, each time from other randomness and in other order"
     )
     sigma_min: Positive = Field(default=0.002, description="smallest noise level of a consistency model")
-    sigma_max: Positive = Field(default=80.0, description="largest noise level of a consistency model")
+    sigma_max: Positive | None = Field(
+        default=None,
+        description=f"largest noise level of a consistency model; null: {SIGMA_MAX:g}, or the teacher's largest if it "
+        "is less",
+    )
+    steps: Annotated[tuple[Literal[1, 2, 4, 8], ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="numbers of steps to choose noise levels for (one step needs no choice); null: those in "
+        "eval.samplers",
+    )
     refit_steps: int = Field(default=4000, ge=0, description="optimizer steps that refit the time embedding")
     regression_kimg: float | None = Field(
         None,
@@ -139,13 +147,19 @@ class StudentConfig(Section):
     )
     train: TrainConfig
 
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """The smallest and the largest noise level of a consistency model."""
+        return self.sigma_min, SIGMA_MAX if self.sigma_max is None else self.sigma_max
+
     @model_validator(mode="after")
     def _check(self) -> "StudentConfig":
-        if self.sigma_min >= self.sigma_max:
-            raise UserError("sigma_min", self.sigma_min, f"must be less than {{here}}sigma_max = {self.sigma_max}")
-        if isinstance(self.method, TCM) and not self.sigma_min < self.method.boundary < self.sigma_max / 2:
-            remedy = f"must lie between {{here}}sigma_min = {self.sigma_min} and half of "  # which two steps can reach
-            remedy += f"{{here}}sigma_max = {self.sigma_max}"
+        low, high = self.noise_range
+        if low >= high:
+            raise UserError("sigma_min", low, f"must be less than {{here}}sigma_max = {high}")
+        if isinstance(self.method, TCM) and not low < self.method.boundary < high / 2:
+            remedy = f"must lie between {{here}}sigma_min = {low} and half of "  # which two steps can reach
+            remedy += f"{{here}}sigma_max = {high}"
             raise UserError("method.boundary", self.method.boundary, remedy)
         if self.matching is not None and (self.method.student != "consistency" or isinstance(self.method, DMD)):
             why = "matches by itself" if isinstance(self.method, DMD) else "trains no consistency model"
@@ -202,7 +216,7 @@ class Config(Section):
                 raise UserError("students", each.name, remedy)
         cmt = [name for name, each in self.students.items() if each.method.reads_trajectories]
         for name in cmt[1:]:
-            ends, first = ((each.sigma_min, each.sigma_max) for each in (self.students[name], self.students[cmt[0]]))
+            ends, first = (each.noise_range for each in (self.students[name], self.students[cmt[0]]))
             if ends != first:
                 remedy = f"{cmt[0]} has {first[0]:g} and {first[1]:g}, and both learn from the same trajectories"
                 raise UserError(f"students.{name}.sigma_min, sigma_max", ends, remedy)
@@ -212,7 +226,6 @@ class Config(Section):
                 raise UserError("eval.samplers", name, remedy)
         distinct("eval.samplers", [str(name) for name in self.samplers])
         if isinstance(self.teacher, TrainedTeacher):
-            self.check_steps(self.teacher.num_train_timesteps if self.teacher.has_schedule else LEVELS)
             if isinstance(given := self.teacher.train.ema_halflife_kimg, tuple):
                 remedy = "must be one number: a teacher has one average"
                 raise UserError("teacher.train.ema_halflife_kimg", list(given), remedy)
@@ -273,6 +286,25 @@ class Config(Section):
             )
         ]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left that only the teacher tells: see `fewstep.pipeline.config.reading.resolved`."""
+        steps = (name.steps for name in self.samplers)
+        return ALL in steps or any(each.sigma_max is None for each in self.students.values())
+
+    def chooses(self, training: Training) -> bool:
+        """Return whether noise levels, or one of several averages, are chosen by real images."""
+        config = training.config
+        probed = config.quality_kimg is not None or len(config.train.halflives) > 1
+        return probed or (config.method.student == "consistency" and bool(self.steps_of(training.student)))
+
+    def steps_of(self, student: str) -> tuple[int, ...]:
+        """Return the numbers of steps above one that noise levels of a student are chosen for, ascending."""
+        given = self.students[student].steps
+        asked = (parse_own(text) for text in self.eval.samplers)
+        found = given or [name.steps for name in asked if name.subject in ("student", student)]
+        return tuple(sorted({steps for steps in found if steps > 1}))
+
     def check_steps(self, timesteps: int) -> None:
         """Raise UserError where a sampler has more steps than the teacher has timesteps."""
         for name in self.samplers:
@@ -281,14 +313,13 @@ class Config(Section):
                 raise UserError("eval.samplers", list(self.eval.samplers), remedy)
 
     def check_shape(self, shape: tuple[int | None, int | None, int | None]) -> None:
-        """Raise UserError where images of this (C, H, W) do not suit network or extractor; None: unknown."""
+        """Raise UserError where images of this (C, H, W) do not suit the teacher's network; None: not known yet."""
         levels = len(self.teacher.network.channels) if isinstance(self.teacher, TrainedTeacher) else 1
         factor = 2 ** (levels - 1)
         for side in shape[1:]:
             if side is not None and side % factor:
                 remedy = f"must be divisible by {factor} for the {levels} levels of teacher.network"
                 raise UserError("data.image_size", side, remedy)
-        EXTRACTORS[self.eval.extractor].check_shape(shape)
 
     @property
     def folder(self) -> Path:

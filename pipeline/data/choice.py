@@ -6,6 +6,7 @@ window.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from fewstep.errors import UserError
 from fewstep.eval.images import Picked, indexed
 from fewstep.eval.interfaces import IndexedImages
 from fewstep.pipeline.config.schema import DataConfig
+from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.load import ImageData, load_data
+from fewstep.pipeline.data.source import Rows, open_tables, quiet_libraries
 from fewstep.pipeline.data.stream import StreamedData
 
 MOST, SHARE, SEED = 2000, 5, 97  # the seed is of this permutation alone, whatever the run's seed is
@@ -31,10 +34,61 @@ def choice_images(config: DataConfig, training: Tensor | IndexedImages) -> Tenso
         split = config.choice_split
         source = indexed(training if split == config.split else load_data(config, split).images)
         images = source.take(_order(len(source))[:MOST])
-    if len(images) < 4:
-        remedy = f"real images are too few to choose noise levels on; give 4 or more, or {4 * SHARE} to train on"
-        raise UserError("data.choice_split", len(images), remedy)
+    _check_choices(len(images))
     return images
+
+
+def check_splits(config: DataConfig, facts: dict[str, Any], *, choices: bool, references: bool) -> None:
+    """Raise UserError where real images to choose on, or to measure against, are missing, too few or of another size.
+
+    facts: the provenance of the training images. A split that is named has to be there, whether it is read or not.
+    """
+    for split in {config.choice_split, config.reference_split} - {None, config.split}:
+        _check_first(config, split, facts["shape"])
+    if choices:
+        _check_choices(choice_count(config, facts["count"]))
+    if references and (count := reference_count(config, facts["count"])) < 4:
+        raise UserError("data.reference_split", count, "images are too few to measure against; give 4 or more")
+
+
+def choice_count(config: DataConfig, training: int) -> int:
+    """Return how many images choices are made on, where there are `training` ones to train on."""
+    if config.choice_split not in (None, config.split):
+        return min(_count(config, config.choice_split), MOST)
+    return _aside(config, training) if config.choice_split is None else min(training, MOST)
+
+
+def reference_count(config: DataConfig, training: int) -> int:
+    """Return how many images quality is measured against, where there are `training` ones to train on."""
+    if config.reference_split not in (None, config.split):
+        return _count(config, config.reference_split)
+    return training - (_aside(config, training) if config.choice_split is None else 0)
+
+
+def _check_choices(count: int) -> None:
+    if count < 4:
+        remedy = f"real images are too few to choose noise levels on; give 4 or more, or {4 * SHARE} to train on"
+        raise UserError("data.choice_split", count, remedy)
+
+
+def _check_first(config: DataConfig, split: str, shape: Sequence[int]) -> None:
+    """Raise UserError unless the first image of a split has the (C, H, W) of the training images."""
+    with pillow_warnings(), quiet_libraries():
+        first = next(iter(Rows(config, split)), None)
+        if first is None:
+            raise UserError("data.source", config.source, f"split {split!r} holds no images")
+        decoder = Decoder(image_size=config.image_size, channels=config.channels)
+        height, width, channels = decoder.decode(*first[:2]).shape
+        if [channels, height, width] != [*shape]:
+            made, needed = f"{width}x{height} with {channels} channels", f"{shape[2]}x{shape[1]} with {shape[0]}"
+            remedy = f"images of split {split!r} are {made} and those to train on {needed}: set data.image_size"
+            raise UserError("data.source", config.source, remedy)
+
+
+def _count(config: DataConfig, split: str) -> int:
+    """Return the number of images of a split; where it is not known, as many as anything here needs."""
+    with quiet_libraries():
+        return sum(MOST if count is None else count for count in open_tables(config, split).counts)
 
 
 def reference_images(config: DataConfig, training: Tensor | IndexedImages) -> tuple[Tensor | IndexedImages, str]:
@@ -78,6 +132,11 @@ def _set_aside(training: Tensor | IndexedImages) -> Tensor:
     if isinstance(training, StreamedData):
         count = min(count, training.config.window)
     return _order(count)[: min(count // SHARE, MOST)]
+
+
+def _aside(config: DataConfig, count: int) -> int:
+    """Return how many of `count` training images are set aside."""
+    return min((min(count, config.window) if config.storage == "stream" else count) // SHARE, MOST)
 
 
 def _order(count: int) -> Tensor:

@@ -14,6 +14,11 @@ from fewstep.files import read_bounded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may read an image as: none of its readers that start another program (EPS), none of odd formats."""
+EXTENSIONS = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".pbm"),
+    *(".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"),
+)
+"""How the names of files in these formats end, in lower case."""
 MOST_BYTES = 2**29  # of an encoded image: more than Pillow's largest takes uncompressed
 _ORIENTATION = 0x0112  # EXIF tag
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -91,7 +96,7 @@ class Decoder:
                 pair = f"{first} is {other.width}x{other.height}, {name} is {width}x{height}"
                 raise UserError("data.image_size", None, f"images differ: {pair}; set it to resize and crop them")
             if width != height:
-                remedy = f"{name} is {width}x{height}, not square: set it to resize and crop the images"
+                remedy = f"{name} is {width}x{height}, not square; set it to resize and crop the images"
                 raise UserError("data.image_size", None, remedy)
             return image
         if (width, height) == (size, size):

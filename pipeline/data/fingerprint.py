@@ -1,14 +1,14 @@
 """What tells whether a source has changed: its files as the disk lists them, at once, and their content, by reading."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
 from fewstep.files import sha256_file, sha256_json
 from fewstep.pipeline.config.schema import DataConfig
-from fewstep.pipeline.data.source import OFFLINE, Rows, check_hub_id, check_there, parquet_files, parts, quiet_libraries
+from fewstep.pipeline.data.source import open_tables, quiet_libraries
+from fewstep.pipeline.data.tables import check_there, parts
+from fewstep.pipeline.data.walk import walk
 
 _READ_BY = ("config_name", "split", "image_column", "label_column", "image_size", "channels")
 
@@ -31,37 +31,10 @@ def source_files(config: DataConfig) -> Iterator[tuple[str, Path]]:
     Of an image folder they are all that it holds, of any split; of a data set on the hub those of its cache.
     """
     kind, _, path = parts(config)
-    if kind == "parquet":
-        for number, file in enumerate(map(Path, parquet_files(config, path, config.split))):
-            yield f"{number} {file.name}", file
-    elif kind == "imagefolder":
+    if kind == "imagefolder":
         check_there(config, path)
-        for folder, folders, names in os.walk(path, followlinks=True):
-            folders.sort()
-            for file in (Path(folder, name) for name in sorted(names)):
-                if file.is_file():
-                    yield file.relative_to(path).as_posix(), file
-    elif kind == "hub":
+        yield from ((name, path / name) for name in walk(path).files if (path / name).is_file())
+    elif kind != "digits":
         with quiet_libraries():
-            dataset: Any = Rows(config, config.split).dataset
-        for number, file in enumerate(Path(each["filename"]) for each in dataset.cache_files):
-            yield f"{number} {file.name}", file
-
-
-def hub_commit(config: DataConfig) -> str:
-    """The commit of a data set on the hub that `config.revision` names, or its newest. UserError: it is not there."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    _, name, _ = parts(config)
-    check_hub_id(config, name)
-    try:
-        commit = HfApi().dataset_info(name, revision=config.revision).sha
-    except HfHubHTTPError as error:
-        at = f" at revision {config.revision}" if config.revision else ""
-        remedy = f"no such public data set on the hub{at} ({type(error).__name__})"
-        raise UserError("data.source", config.source, remedy) from None
-    except (OfflineModeIsEnabled, OSError):
-        raise UserError("data.source", config.source, OFFLINE) from None
-    assert commit is not None
-    return commit
+            files = open_tables(config, config.split).files
+        yield from ((f"{number} {file.name}", file) for number, file in enumerate(files))

@@ -50,6 +50,8 @@ class DecodedRows:
         self._decoder = Decoder(image_size=config.image_size, channels=config.channels)
         self._names: tuple[str, ...] | None = None
         self._columns: dict[str, str | None] = {}
+        self._splits: dict[str, str] = {}
+        self._left_out: list[str] = []
 
     def __iter__(self) -> Generator[tuple[np.ndarray, Any], None, None]:
         empty = True
@@ -73,6 +75,7 @@ class DecodedRows:
         with pillow_warnings(), quiet_libraries():
             rows = Rows(self.config, self.split)
             self._names, self._columns = rows.class_names, {"image": rows.image_column, "label": rows.label_column}
+            self._splits, self._left_out = dict(rows.source.splits), [*rows.source.left_out]
             for name, encoded, label in rows:
                 yield self._decoder.decode(name, encoded), label
 
@@ -92,9 +95,26 @@ class DecodedRows:
             "count": shape[0],
             "shape": list(shape[1:]),
             "classes": None if names is None else list(names),
+            "splits": self._splits,
+            "left_out": self._left_out,
             "transforms": transforms + self._decoder.transforms(),
             "sha256": sha256,
         }
+
+
+def found_lines(provenance: dict[str, Any]) -> list[str]:
+    """Say what was found in a source: images, size, classes, splits, and what was left out and why."""
+    (channels, height, width), names = provenance["shape"], provenance["classes"]
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    said = [f"{provenance['count']:,} images, {width}x{height} {colour}"]
+    if names is not None:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        said.append(f"{len(names)} classes ({shown})")
+    elif provenance["columns"].get("label") is None:
+        said.append("no labels")
+    if len(splits := provenance.get("splits", {})) > 1:
+        said.append("splits: " + ", ".join(f"{name} {size}".strip() for name, size in splits.items()))
+    return ["; ".join(said), *(f"left out: {each}" for each in provenance.get("left_out", ()))]
 
 
 def load_data(config: DataConfig, split: str) -> ImageData:

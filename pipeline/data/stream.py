@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError, unreadable
+from fewstep.errors import UserError
 from fewstep.files import sha256_json
 from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.feed import Pixels, drained
-from fewstep.pipeline.data.fingerprint import content_sha256, fingerprint, hub_commit
+from fewstep.pipeline.data.fingerprint import content_sha256, fingerprint
 from fewstep.pipeline.data.load import CLASSES
-from fewstep.pipeline.data.source import TABLE, Rows, parts, quiet_libraries, rows_of
+from fewstep.pipeline.data.source import Rows, quiet_libraries, rows_of
+from fewstep.pipeline.data.tables import parts
 from fewstep.pipeline.training.randomness import FILES, WINDOW, keyed_generator
 
-Row = tuple[dict[str, Any] | None, Any]
+Row = tuple[dict[str, Any] | bytes | None, Any]
 """An image as a table has it, and its label."""
 Encoded = tuple[str, bytes | Path | None, Any]
 """A name for errors, an encoded image or its file, and its label."""
@@ -42,11 +41,13 @@ class StreamedData:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self.config, (self._kind, _, _) = config, parts(config)
-        self._commit = hub_commit(config) if self._kind == "hub" else None
+        self.config, self._commit = config, None
+        if parts(config)[0] == "hub":
+            from fewstep.pipeline.data.hub import hub_commit
+
+            self._commit = hub_commit(config)
         with quiet_libraries():
             self.rows = Rows(config, config.split, streamed=True, revision=self._commit)
-            self._listing = _listed(self.rows) if self._kind == "imagefolder" else None
         self.counts = self._counted()
         self.decoder = Decoder(image_size=config.image_size, channels=config.channels)
         first = next(self.read([*range(len(self.counts))], 0))
@@ -58,20 +59,15 @@ class StreamedData:
         return sum(self.counts)
 
     def _counted(self) -> list[int]:
-        """The rows of each part whose place in an epoch changes: a parquet file, or the whole source."""
-        if self._listing is not None:
-            counts = [len(self._listing)]
-        elif self._kind == "parquet":
-            with unreadable(self.config.source, "cannot be read"):
-                counts = [pq.read_metadata(file).num_rows for file in self.rows.files]
-        else:
-            counts = [self.rows.declared or 0]
-            if self.rows.declared is None:
-                remedy = f"the hub does not say how many rows split {self.config.split!r} has: {_ON_DISK}"
-                raise UserError("data.source", self.config.source, remedy)
-        if not sum(counts):
+        """Return the rows of each part of the source, whose places in an epoch change."""
+        counts = self.rows.source.counts
+        if None in counts:
+            remedy = f"the hub does not say how many rows split {self.config.split!r} has: {_ON_DISK}"
+            raise UserError("data.source", self.config.source, remedy)
+        found = [count or 0 for count in counts]
+        if not sum(found):
             raise UserError("data.source", self.config.source, f"split {self.config.split!r} holds no images")
-        return counts
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -84,21 +80,16 @@ class StreamedData:
 
         UserError: labels that are text, or of the hub and without names.
         """
-        column, kind = self.rows.label_column, getattr(self.rows.label_type, "dtype", "")
-        if column is None:
+        column, label = self.rows.label_column, self.rows.label
+        if column is None or label is None:
             return None
-        if self.class_names is not None:
-            return len(self.class_names)
-        if "int" not in str(kind) or self._kind != "parquet":
-            remedy = f"labels of a stream must be integers or have declared names, and these are {kind}: {_ON_DISK}"
+        if label.classes is not None:
+            return len(label.classes)
+        if (highest := self.rows.source.highest(column)) is None:
+            remedy = (
+                f"labels of a stream must be integers or have declared names, and these are {label.kind}: {_ON_DISK}"
+            )
             raise UserError("data.label_column", column, remedy)
-        highest = 0
-        for file in self.rows.files:
-            with unreadable(file, "cannot be read"), pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(columns=[column]):
-                    highest = max(
-                        highest, *(label for label in batch[column].unique().to_pylist() if label is not None)
-                    )
         return highest + 1
 
     @property
@@ -120,6 +111,8 @@ class StreamedData:
             "source": self.config.source,
             "split": self.config.split,
             "columns": {"image": self.rows.image_column, "label": self.rows.label_column},
+            "splits": dict(self.rows.source.splits),
+            "left_out": [*self.rows.source.left_out],
             "count": len(self),
             "shape": list(self.shape),
             "classes": None if names is None else list(names),
@@ -142,24 +135,19 @@ class StreamedData:
                 yield from rows_of(table.slice(0, left))
                 left -= min(len(table), left)
             if left > 0:
-                where = self.rows.files[file] if self.rows.files else self.rows.place
+                where = self.rows.source.name(file) or self.rows.place
                 remedy = f"the stream ended early, after {self.counts[file] - left:,} of {self.counts[file]:,} rows"
                 raise UserError(where, None, f"{remedy}: was the source changed?")
             start = 0
 
     def _tables(self, file: int, skipped: int) -> Iterator[Any]:
-        if self._listing is not None:
-            yield from map(pa.Table.from_batches, ([each] for each in self._listing.slice(skipped).to_batches(TABLE)))
-            return
-        tables = self.rows.tables(file if self._kind == "parquet" else None)
+        tables = self.rows.tables(file, skipped)
         while True:
             with quiet_libraries():  # not while others work
                 table = next(tables, None)
             if table is None:
                 return
-            if skipped < len(table):
-                yield table.slice(skipped)
-            skipped = max(skipped - len(table), 0)
+            yield table
 
     def images(self, start: int, stop: int) -> Tensor:
         """Images start..stop-1, uint8 [N, C, H, W]; those before are read past."""
@@ -192,14 +180,6 @@ class StreamedData:
         """Batches in an order of each epoch, with labels where they are needed."""
         reader = DecodeRows(self.decoder, self.shape, self.num_classes if labelled else None)
         return StreamFeed(self, reader, seed, batch_size)
-
-
-def _listed(rows: Rows) -> pa.Table:
-    """Which files an image folder has, and their labels: some tens of bytes each, so that any can be gone to."""
-    tables = [*rows.tables()]
-    if not tables:
-        raise UserError(rows.place, None, "holds no images")
-    return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ SOLVERS = ("ddpm", "ddim", "dpmsolver++", "unipc", "heun")
 """Of a teacher."""
 STEPS = (1, 2, 4, 8)
 """Of a student."""
-_NAME = re.compile(r"(?P<subject>.+)@(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5})", re.DOTALL)
+ALL = 0
+"""Steps of a sampler that makes as many as its teacher has timesteps; written `all`."""
+_NAME = re.compile(r"(?P<subject>.+)@(?:(?P<solver>[a-z+]+):)?(?P<steps>[1-9]\d{0,5}|all)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class SamplerName:
-    """The parts of "teacher@ddim:50", "student@2", "runs/digits/teacher@heun:18"."""
+    """The parts of "teacher@ddim:50", "teacher@ddpm:all", "student@2", "runs/digits/teacher@heun:18"."""
 
     subject: str
     solver: str | None
@@ -27,7 +29,8 @@ class SamplerName:
         return "teacher" if self.subject == "teacher" else "student"
 
     def __str__(self) -> str:
-        return f"{self.subject}@{self.solver}:{self.steps}" if self.solver else f"{self.subject}@{self.steps}"
+        steps = self.steps or "all"
+        return f"{self.subject}@{self.solver}:{steps}" if self.solver else f"{self.subject}@{steps}"
 
 
 def in_steps(number: int) -> str:
@@ -38,7 +41,9 @@ def in_steps(number: int) -> str:
 def parse(text: str) -> SamplerName | None:
     """The parts of a sampler's name, None where it is none."""
     found = _NAME.fullmatch(text)
-    return found and SamplerName(found["subject"], found["solver"], int(found["steps"]))
+    if found is None or (found["steps"] == "all" and found["solver"] != "ddpm"):
+        return None
+    return SamplerName(found["subject"], found["solver"], ALL if found["steps"] == "all" else int(found["steps"]))
 
 
 def parse_own(text: str) -> SamplerName:

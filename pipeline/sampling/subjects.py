@@ -14,18 +14,20 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fewstep.errors import UserError, first_line, unreadable
+from fewstep.errors import UserError, first_line, printable, unreadable
 from fewstep.eval.array_file import array_sizes, read_arrays
 from fewstep.eval.benchmark import Subject
 from fewstep.eval.images import StoredImages, pixels_sha256
 from fewstep.files import read_json, sha256_file, sha256_json
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
+from fewstep.pipeline.data.walk import walk
 from fewstep.pipeline.sampling.grammar import parse
 from fewstep.pipeline.sampling.models import ModelSampler, prepare_to_sample, student_sampler, teacher_sampler
 from fewstep.pipeline.sampling.onnx import OnnxSampler, session_of
 from fewstep.pipeline.sampling.pt2 import open_program
 from fewstep.pipeline.sampling.stock import SCHEDULERS, PipelineSampler, check_index
 from fewstep.pipeline.stages.manifest import folder_hash
+from fewstep.progress import say
 from fewstep.students.load import is_student, load_student
 from fewstep.teachers.folder import OWN, model_folder
 from fewstep.teachers.guided import Guided
@@ -34,7 +36,6 @@ from fewstep.teachers.solvers import SOLVERS, levels
 from fewstep.teachers.stock import quiet
 
 FORMS = "FOLDER@SOLVER:STEPS, FOLDER@STEPS, an .onnx, a .pt2, an image folder or an .npz"
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _TEACHERS = ("DDPMPipeline", "DDIMPipeline", "ScoreSdeVePipeline")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -150,23 +151,27 @@ def _sampler(
 
 
 def _read_folder(path: Path) -> Tensor:
-    """All images in a folder and its sub-folders, in the order of their names, uint8 [N, C, H, W].
+    """Read all images in a folder and its sub-folders, in the order of their paths, uint8 [N, C, H, W].
 
-    Left out is grid.png, the overview that `fewstep sample` writes beside its images.
+    They are those that a training on this folder reads, of any split, but for grid.png, the overview that
+    `fewstep sample` writes beside its images. What is left out is said.
     """
-    found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
-    files = sorted(file for file in found if file != path / "grid.png")
-    if not files:
+    walked = walk(path)
+    names = [name for name in walked.images() if name != "grid.png"]
+    if not names:
         raise UserError(path, None, f"holds neither a model_index.json nor images; give {FORMS}")
+    for each in walked.left_out({*names, "grid.png"}):
+        say(f"{path}: left out: {printable(each)}")
     decoder, arrays = Decoder(image_size=None, channels=None), []
     with pillow_warnings():
-        for file in files:
+        for name in names:
             try:
-                arrays.append(decoder.decode(str(file), file))
+                arrays.append(decoder.decode(str(path / name), path / name))
             except UserError as error:
                 if not error.where.startswith("data."):
                     raise
-                raise UserError(path, None, error.remedy.partition("; set it")[0]) from None
+                fault = error.remedy.partition("; set it")[0]
+                raise UserError(path, None, f"{fault}; resize, crop or convert the images") from None
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -90,7 +90,7 @@ class Subjects:
         if not folder.exists():
             folder.mkdir(parents=True)
             noise = torch.randn((TRAJECTORIES, *teacher.space.shape), device=self.run.device)
-            sigmas = trajectory_sigmas(settings.steps, config.sigma_min, config.sigma_max)
+            sigmas = trajectory_sigmas(settings.steps, *config.noise_range)
             condition = some_class(teacher.space, TRAJECTORIES, self.run.device)
             points = trajectory(teacher, sigmas, noise, condition).cpu().to(getattr(torch, settings.dtype))
             write_shard(shard_path(folder, 0), points)
@@ -100,7 +100,7 @@ class Subjects:
 
 def converted(teacher: Preconditioned, config: StudentConfig) -> ConsistencyModel:
     """A consistency model with a teacher's weights, its time embedding as it is."""
-    ends, generator = (config.sigma_min, config.sigma_max), torch.Generator("cpu").manual_seed(0)
+    ends, generator = config.noise_range, torch.Generator("cpu").manual_seed(0)
     return convert_teacher(teacher, sigma_min=ends[0], sigma_max=ends[1], refit_steps=0, generator=generator)[0]
 
 

@@ -47,9 +47,10 @@ _CONSISTENCY = """| steps | noise levels |
 {rows}
 
 {called}
-The two-step noise level was chosen from {searched}, by KID of {images} images of a seed block that no result uses,
-against {real:,} real images that no result is measured against. The search made {made:,} images by
-{evaluations:,} network evaluations."""
+{chosen}"""
+_CHOSEN = """The two-step noise level was chosen from {searched}, by KID of {images} images of a seed
+block that no result uses, against {real:,} real images that no result is measured against. The search made {made:,}
+images by {evaluations:,} network evaluations."""
 _DDIM = """| steps | timesteps |
 |---:|:---|
 {rows}
@@ -124,14 +125,15 @@ def _of_kind(model: Student, facts: dict[str, Any]) -> tuple[str, str, str, str]
         for n, call in calls.items()
         if n == 4 or n in model.grid.chosen
     ]
-    text = _CONSISTENCY.format(
-        rows="\n".join(rows),
-        called="".join(called),
-        searched=", ".join(search["two_steps"]),
-        images=search["images"],
-        real=search["real"]["count"],
-        made=search["cost"]["images"],
-        evaluations=search["cost"]["evaluations"],
-    )
+    chosen = "No noise levels were chosen: those of two and more steps are the grid's own."
+    if search is not None:
+        chosen = _CHOSEN.format(
+            searched=", ".join(search["two_steps"]),
+            images=search["images"],
+            real=search["real"]["count"],
+            made=search["cost"]["images"],
+            evaluations=search["cost"]["evaluations"],
+        )
+    text = _CONSISTENCY.format(rows="\n".join(rows), called="".join(called), chosen=chosen)
     levels = f"sigma_min {model.sigma_min:g}, sigma_max {model.sigma_max:g}, sigma_data {model.scaling.sigma_data:g}"
     return "consistency-model", "consistency model", text, levels

@@ -15,6 +15,7 @@ from fewstep.pipeline.config.keys import validated
 from fewstep.pipeline.config.schema import Config, DataConfig, Training
 from fewstep.pipeline.config.teacher import TrainedTeacher
 from fewstep.pipeline.config.training import TrainConfig
+from fewstep.pipeline.data.load import found_lines
 from fewstep.pipeline.data.training import TrainingData, open_training
 from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.job import TrainingJob
@@ -28,6 +29,7 @@ class RunContext:
     def __init__(self, config: Config, folder: Path | None = None) -> None:
         self.config, self.folder = config, folder or config.folder
         self.device = processes.join(cpu=config.device == "cpu")
+        self.until = "report"
 
     @cached_property
     def data(self) -> TrainingData:
@@ -35,6 +37,8 @@ class RunContext:
         config = self.config.data
         say(f"data: reading {printable(config.source)}, split {printable(config.split)}")
         data = open_training(config, self.folder / "data", self._kept_facts(), checked=processes.leads())
+        for line in found_lines(data.provenance):
+            say(f"  {printable(line)}")
         self.config.check_shape(data.shape)
         return data
 
@@ -74,8 +78,9 @@ class RunContext:
                 return kept
         return None
 
-    def begin(self) -> None:
-        """What the leading process finds or makes of the data before the others need it."""
+    def begin(self, until: str) -> None:
+        """What the leading process finds or makes of the data before the others need it; `until`: the last stage."""
+        self.until = until
         self.data_facts = processes.led(self._begun)
 
     def _begun(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def evaluate(run: RunContext, stage: Path | None, identities: dict[str, str]) ->
     """
     config, data = run.config.eval, run.config.data
     if stage is None:
-        _assist(run, settings_of(config, identities))
+        _assist(run, settings_of(config, identities, real=config.images))
         return {}
     names, trainings = run.config.samplers, run.config.trainings
     repeats = {str(name) for name in names if name.kind == "student" and trainings[name.subject].number > 1}
@@ -73,7 +73,9 @@ def evaluate(run: RunContext, stage: Path | None, identities: dict[str, str]) ->
             training_features=training_features(config, run.data, data, extractor),
             classes=_classes(run, reference, labels, teacher.space.num_classes),
             extractor=extractor,
-            settings=settings_of(config, identities, frozenset(repeats), mirrored=data.horizontal_flip),
+            settings=settings_of(
+                config, identities, frozenset(repeats), real=count_of(reference), mirrored=data.horizontal_flip
+            ),
             folder=work,
             device=run.device,
             say=lambda text: say(f"  {text}"),
@@ -165,15 +167,20 @@ def training_features(
 
 
 def settings_of(
-    config: EvalConfig, identities: dict[str, str], repeats: frozenset[str] = frozenset(), *, mirrored: bool = False
+    config: EvalConfig,
+    identities: dict[str, str],
+    repeats: frozenset[str] = frozenset(),
+    *,
+    real: int,
+    mirrored: bool = False,
 ) -> BenchmarkSettings:
-    """A benchmark's settings from the eval section of a configuration."""
+    """A benchmark's settings from the eval section of a configuration, against `real` images."""
     return BenchmarkSettings(
         images=config.images,
         seed_blocks=config.seed_blocks,
         ddpm_seed_blocks=config.ddpm_seed_blocks,
         batch_size=config.batch_size,
-        kid_subset_size=config.kid_subset_size,
+        kid_subset_size=config.kid_subset(real),
         limits=Limits(
             latency_runs=config.latency_runs,
             latency_seconds=config.latency_seconds,
@@ -184,6 +191,11 @@ def settings_of(
         repeats=repeats,
         mirrored=mirrored,
     )
+
+
+def count_of(reference: Reference) -> int:
+    """Return the number of images that can be in a KID subset; of mere statistics there are none, and no KID."""
+    return MOST_SEARCHED if reference.features is None else len(reference.features)
 
 
 def dataset_name(source: str) -> str:

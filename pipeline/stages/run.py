@@ -11,12 +11,12 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from fewstep.errors import UserError
-from fewstep.eval.features.extractors import check_extractor, load_extractor
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
-from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config
+from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config, resolved
 from fewstep.pipeline.config.schema import Config, StudentConfig
 from fewstep.pipeline.config.teacher import LoadedTeacher
+from fewstep.pipeline.stages.checks import MEASURING, check_before
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.stages.manifest import (
@@ -35,6 +35,8 @@ from fewstep.pipeline.training import processes
 from fewstep.pipeline.training.checkpoint import latest_checkpoint
 from fewstep.pipeline.training.signals import raising_signals
 from fewstep.progress import say
+from fewstep.teachers.load import read_teacher
+from fewstep.teachers.solvers import levels
 
 Build = Callable[[Path | None, dict[str, Any] | None], dict[str, Any] | None]
 """What fills a stage's folder; without one it works beside the process that does."""
@@ -55,8 +57,8 @@ def run(config: Config | str | Path, until: str = "report") -> Path:
     job = Run(config)
     lock = run_lock(folder) if processes.leads() else nullcontext()
     with raising_signals(), processes.together([config.to_dict(), until], folder), lock:
-        processes.led(lambda: (sweep(folder), job.check(until)))
-        job.begin()
+        processes.led(lambda: (sweep(folder), check_before(job, until)))
+        job.begin(until)
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(job, name)()
         say(f"finished in {time.monotonic() - clock:.0f} s")
@@ -95,18 +97,6 @@ class Run(RunContext):
     A stage's inputs are the content of what it reads: the settings that change numbers, pixels, weights.
     """
 
-    def check(self, until: str) -> None:
-        """What can be known to be wrong before any work starts."""
-        if until == "teacher" or (self.folder / "eval" / MANIFEST).exists():
-            return
-        config = self.config.eval
-        check_extractor(config.extractor, config.weights, tuple(self.data_facts["shape"]))
-        if config.reference is not None:
-            from fewstep.eval.quality.reference_files import read_reference
-
-            extractor = load_extractor(config.extractor, config.weights, self.device)
-            read_reference(config.reference.expanduser(), extractor)
-
     def write_config(self) -> None:
         """The resolved configuration, as YAML for people and as JSON, and the provenance of the data."""
         write_json(self.folder / "data.json", self.data_facts)
@@ -137,13 +127,20 @@ class Run(RunContext):
             redone = "trained again from the start"
         own = sha256_json(inputs)
         self._stage("teacher", "teacher", inputs, lambda stage, _: make_teacher(self, stage, own), own, redone)
+        if self.config.is_open:
+            space = read_teacher(self.folder / "teacher")[0].space
+            self.config = resolved(self.config, len(levels(space)), space.sigma_max)
+        if self.until in MEASURING and isinstance(self.config.teacher, LoadedTeacher):
+            self.config.check_steps(len(levels(read_teacher(self.folder / "teacher")[0].space)))
 
     def student(self) -> None:
         """Distil the teacher into students/NAME/, for each training of each student."""
         for name, training in self.config.trainings.items():
             config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
-            search = {f"{key}.search_images": numbers.pop("search_images")} | choices
+            steps = self.config.steps_of(training.student)
+            del numbers["steps"]
+            search = {f"{key}.search_images": numbers.pop("search_images"), f"{key}.steps": list(steps)} | choices
             weights = {key: numbers} | self._teacher_hash() | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
             weights |= self._labels()
@@ -152,7 +149,7 @@ class Run(RunContext):
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
-            elif config.method.student == "ddim":  # whose noise levels are given
+            elif not self.config.chooses(training):
                 search = {}
             inputs = {"weights": weights, "search": search}
             self._stage(
@@ -180,7 +177,7 @@ class Run(RunContext):
 
     def _trajectories(self, config: StudentConfig) -> None:
         """Make trajectories/ of the teacher, which students that are made already do without."""
-        ends = (config.sigma_min, config.sigma_max)
+        ends = config.noise_range
         inputs = {"trajectories": self.config.trajectories.numbers(), "sigma_min": ends[0], "sigma_max": ends[1]}
         inputs |= {"seed": self.config.seed} | self._teacher_hash()
         own = sha256_json(inputs)

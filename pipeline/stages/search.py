@@ -5,7 +5,7 @@ a bias that depends on the spread of the images, so it prefers levels that make 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -75,9 +75,9 @@ class Trials:
 
 
 def search_levels(
-    run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor
+    run: RunContext, settings: StudentConfig, model: ConsistencyModel, real: Tensor, steps: Collection[int]
 ) -> tuple[StepGrid, dict[str, Any]]:
-    """The grid with the best levels of two, four and eight steps, and what was tried; `real`: see `Trials`.
+    """Return the grid with the best levels for the numbers of `steps`, and what was tried; `real`: see `Trials`.
 
     The other processes are in `assist_search`.
     """
@@ -85,7 +85,7 @@ def search_levels(
     say(f"  searching noise levels: {count} images each, KID against {len(real):,} real images")
     with processes.dealing():
         trials = _trials(run, settings, model, real)
-        grid, found = _search(trials, settings, model)
+        grid, found = _search(trials, settings, model, steps)
     cost = {"images": trials.images, "evaluations": trials.evaluations, "seconds": time.monotonic() - clock}
     say(f"  the search made {trials.images:,} images by {trials.evaluations:,} network evaluations")
     return grid, {
@@ -115,16 +115,20 @@ def _trials(run: RunContext, settings: StudentConfig, model: ConsistencyModel, r
     return Trials(sample, count, extractor, real, batch, processes.Shares())
 
 
-def _search(trials: Trials, settings: StudentConfig, model: ConsistencyModel) -> tuple[StepGrid, dict[str, Any]]:
-    """The grid, and what was tried for each number of steps."""
-    bounds, lowest = (model.sigma_min, model.sigma_max), settings.method.lowest_level
+def _search(
+    trials: Trials, settings: StudentConfig, model: ConsistencyModel, steps: Collection[int]
+) -> tuple[StepGrid, dict[str, Any]]:
+    """Return the grid, and what was tried for each number of `steps`, of which the larger ones build on the smaller."""
+    bounds, lowest, most = (model.sigma_min, model.sigma_max), settings.method.lowest_level, max(steps)
     grid, two = choose_two_steps(trials, *bounds, lowest)
     say(f"  two steps: {_text(grid.sigmas(2, *bounds))}, the best of {len(two)}")
-    grid, four = choose_four_steps(trials, grid, *bounds, lowest)
-    grid, eight = choose_eight_steps(trials, grid, *bounds, lowest)
-    for steps, word, tried in ((4, "four", four), (8, "eight", eight)):
-        _say_outcome(word, tried, _text(grid.sigmas(steps, *bounds)) if tried else "")
-    return grid, {"two_steps": two, "four_steps": four, "eight_steps": eight}
+    found: dict[str, Any] = {"two_steps": two}
+    for number, word, choose in ((4, "four", choose_four_steps), (8, "eight", choose_eight_steps)):
+        if number <= most:
+            grid, tried = choose(trials, grid, *bounds, lowest)
+            _say_outcome(word, tried, _text(grid.sigmas(number, *bounds)) if tried else "")
+            found[f"{word}_steps"] = tried
+    return grid, found
 
 
 def choose_two_steps(

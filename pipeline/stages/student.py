@@ -49,7 +49,7 @@ def make_student(
     `kept`: the manifest of the student that is there, where its weights are to be kept and the levels searched again.
     Without a `stage` it works beside the process that has one.
     """
-    real = choice_images(run.config.data, run.data)
+    real = choice_images(run.config.data, run.data) if run.config.chooses(training) else None
     if kept is None:
         average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
@@ -71,22 +71,26 @@ def make_student(
     return facts
 
 
-def _noise_levels(run: RunContext, training: Training, model: Student, real: Tensor) -> dict[str, Any]:
+def _noise_levels(run: RunContext, training: Training, model: Student, real: Tensor | None) -> dict[str, Any]:
     """Choose the noise levels of a consistency model; what the manifest keeps of how they came about."""
     if isinstance(model, DDIMStudent):
         steps = [steps for steps in STEPS if steps <= model.most_steps]
         return {"search": None, "timesteps": {str(each): model.timesteps(each) for each in steps}}
+    steps = run.config.steps_of(training.student)
+    if not steps:
+        return {"search": None}
     assert isinstance(model, ConsistencyModel)
+    assert real is not None
     from fewstep.pipeline.stages.search import assist_search, search_levels  # seconds that no resumed training waits
 
     if not processes.leads():
         assist_search(run, training.config, model, real)
         return {}
-    model.grid, search = search_levels(run, training.config, model, real)
+    model.grid, search = search_levels(run, training.config, model, real, steps)
     return {"search": search}
 
 
-def _distil(run: RunContext, training: Training, identity: str, real: Tensor) -> tuple[Student, dict[str, Any]]:
+def _distil(run: RunContext, training: Training, identity: str, real: Tensor | None) -> tuple[Student, dict[str, Any]]:
     """The averaged student after training, and what the manifest keeps of it; `identity` is its checkpoints'.
 
     Of several averages it is the one with the best images, judged by the `real` ones of choices.
@@ -112,6 +116,7 @@ def _distil(run: RunContext, training: Training, identity: str, real: Tensor) ->
     cost = vars(cost) | {"forward_equivalents": cost.forward_equivalents}
     facts, quality = conversion | {"cost": cost}, None
     if config.quality_kimg is not None or len(config.train.halflives) > 1:
+        assert real is not None
         from fewstep.pipeline.stages.quality import Quality  # seconds that other trainings do not wait
 
         quality = Quality(run, config.search_images, real)
@@ -157,8 +162,8 @@ def _convert(
         say(f"{run.title(training.name)}: converting the teacher; its time embedding was refitted before")
     model, exact = convert_teacher(
         teacher,
-        sigma_min=config.sigma_min,
-        sigma_max=config.sigma_max,
+        sigma_min=config.noise_range[0],
+        sigma_max=config.noise_range[1],
         refit_steps=steps if facts is None else 0,
         generator=run.student_generator(training, REFIT),
     )

@@ -16,7 +16,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.load import load_data
 from fewstep.pipeline.sampling.cold_start import add_cold_starts
 from fewstep.pipeline.sampling.subjects import open_subject
-from fewstep.pipeline.stages.evaluate import settings_of, training_features
+from fewstep.pipeline.stages.evaluate import count_of, settings_of, training_features
 from fewstep.pipeline.stages.lock import run_lock
 from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
@@ -46,6 +46,7 @@ def compare_subjects(
         if other := next((subject for subject in subjects if tuple(subject.shape) != tuple(shape)), None):
             remedy = f"makes images {tuple(other.shape)} (C, H, W), {first.name} {tuple(shape)}: measure them apart"
             raise UserError(other.name, None, remedy)
+        settings.check_images()
         EXTRACTORS[settings.extractor].check_shape(shape)
         extractor = load_extractor(settings.extractor, settings.weights, device)
         reference = read_reference(reference_file, extractor)
@@ -65,7 +66,9 @@ def compare_subjects(
                 training_images=training,
                 training_features=searched,
                 extractor=extractor,
-                settings=settings_of(settings, {subject.name: make_hash() for subject, make_hash in opened}),
+                settings=settings_of(
+                    settings, {subject.name: make_hash() for subject, make_hash in opened}, real=count_of(reference)
+                ),
                 folder=out,
                 device=device,
                 say=lambda text: say(f"  {text}"),

@@ -9,6 +9,7 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
+from fewstep.pipeline.stages.checks import MEASURING
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.manifest import folder_hash
 from fewstep.pipeline.training.loop import train
@@ -117,7 +118,8 @@ def _loaded(run: RunContext, config: LoadedTeacher, stage: Path) -> dict[str, An
     if made != needed:
         remedy = f"makes images of {made} and the data are {needed}: set data.image_size and data.channels"
         raise UserError("teacher.source", config.source, remedy)
-    run.config.check_steps(len(levels(teacher.space)))
+    if run.until in MEASURING:
+        run.config.check_steps(len(levels(teacher.space)))
     if (classes := teacher.space.num_classes) is not None and run.num_classes > classes:
         remedy = f"has {classes} classes and the data's labels go up to {run.num_classes - 1}"
         raise UserError("teacher.source", config.source, remedy)

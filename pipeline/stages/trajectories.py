@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.eval.features.extractors import load_extractor
+from fewstep.eval.features.table import EXTRACTORS
 from fewstep.eval.images import TensorImages, to_uint8
 from fewstep.eval.quality.metrics import frechet_distance, statistics
 from fewstep.eval.quality.references import extract
 from fewstep.files import read_json, sha256_file, write_json
-from fewstep.pipeline.data.choice import choice_images
+from fewstep.pipeline.data.choice import choice_count, choice_images
 from fewstep.pipeline.stages.context import RunContext, training_layout
 from fewstep.pipeline.stages.teacher import teacher_of
 from fewstep.pipeline.training import processes
@@ -90,12 +91,19 @@ def _is_whole(path: Path) -> bool:
 
 
 def _end_distance(run: RunContext, made: Trajectories) -> dict[str, Any]:
-    """The Frechet distance of the ends from the images of choices, which tells a teacher that was sampled badly."""
+    """Measure how far the ends are from the images of choices, which tells a teacher that was sampled badly.
+
+    Without an extractor that comes with the package, or with too few images for it, nothing is measured.
+    """
     config = run.config.eval
-    count, real = min(len(made), config.images), choice_images(run.config.data, run.data)
-    extractor = load_extractor(config.extractor, config.weights, run.device)
-    if min(count, len(real)) <= extractor.dim:
+    known = EXTRACTORS[config.extractor]
+    if not known.shipped or known.only not in (None, run.data.shape):
         return {}
+    count = min(len(made), config.images)
+    if min(count, choice_count(run.config.data, len(run.data))) <= known.dim:
+        return {}
+    real = choice_images(run.config.data, run.data)
+    extractor = load_extractor(config.extractor, config.weights, run.device)
     images = {"ends of trajectories": to_uint8(made.ends(count)), "real images": real}
     pair = [statistics(extract(extractor, TensorImages(each), title)) for title, each in images.items()]
     distance = frechet_distance(*pair)

@@ -38,7 +38,7 @@ def test_a_named_student_takes_what_it_does_not_say_from_student(two):
     assert list(students) == ["cd", "ect"]
     assert students["cd"].method == CD(doublings=3)
     assert students["ect"].method == ECT()  # the doublings of student are those of its method
-    assert (students["cd"].sigma_max, students["ect"].sigma_max) == (80.0, 60.0)
+    assert (students["cd"].noise_range, students["ect"].noise_range) == ((0.002, 80.0), (0.002, 60.0))
     assert {student.train.kimg for student in students.values()} == {50.0}
     assert students["cd"].train.batch_size == load_config("digits").students["student"].train.batch_size
 
