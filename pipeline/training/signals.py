@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: at once outside training, after the step within it. Exit codes 143 and 130."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ class PendingSignal:
 
     def leave(self) -> None:
         """Raise what the signal means: KeyboardInterrupt, or SystemExit(143)."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
         if self.number is not None:
-            raise SystemExit(128 + self.number)
+            raise _meaning(self.number)
+
+
+def _meaning(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextmanager
@@ -41,10 +44,17 @@ def deferred_signals() -> Iterator[PendingSignal]:
 
 @contextmanager
 def raising_signals() -> Iterator[None]:
-    """Within, SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
+    """Within, SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt.
+
+    A further signal, as timeout(1) sends one, does not interrupt what cleans up after the first.
+    """
+    raised: BaseException | None = None
 
     def leave(number: int, frame: FrameType | None) -> None:
-        PendingSignal(number).leave()
+        nonlocal raised
+        if raised is None or sys.exception() is not raised:
+            raised = _meaning(number)
+            raise raised
 
     with _handlers(leave):
         yield
