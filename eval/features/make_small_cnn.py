@@ -1,4 +1,4 @@
-"""Train small-cnn and write its weights (about 20 minutes on one core).
+"""Train small-cnn and write its weights (about ten minutes on one core).
 
     python -m fewstep.eval.features.make_small_cnn CIFAR10 FASHION_MNIST MNIST [FILE.safetensors]
 
@@ -28,7 +28,7 @@ from fewstep.eval.features.extractors import sha256_tensors
 from fewstep.eval.features.small_cnn import FEATURES, SIDE, WEIGHTS, SmallCNN, prepared
 from fewstep.files import write_bytes
 
-STEPS, LEARNING_RATE, DRAWN = 10_000, 4e-3, 8  # drawn: side of the drawings in pixels
+STEPS, LEARNING_RATE, DRAWN = 3_000, 4e-3, 8  # drawn: side of the drawings in pixels
 BATCH = {"CIFAR-10": 64, "Fashion-MNIST": 24, "MNIST": 24}  # images of each data set in a batch
 WEIGHT = {"CIFAR-10": 1.0, "Fashion-MNIST": 0.4, "MNIST": 0.4, "drawings": 4.0}  # of each loss
 Labelled = tuple[Tensor, Tensor]
@@ -97,7 +97,10 @@ def train(data: dict[str, Labelled]) -> tuple[SmallCNN, nn.ModuleDict]:
 def folded(network: SmallCNN) -> dict[str, Tensor]:
     """Return the weights of a network without batch norms that does the same, float16."""
     plain = SmallCNN()
+    assert isinstance(network.norm, nn.BatchNorm1d)
     for index, (conv, norm) in enumerate(zip(network.convs, network.norms, strict=True)):
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
         plain.convs[index] = fuse_conv_bn_eval(conv, norm)
     plain.embed = fuse_linear_bn_eval(network.embed, network.norm)
     return {name: tensor.half().contiguous() for name, tensor in plain.state_dict().items()}

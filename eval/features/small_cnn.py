@@ -4,6 +4,7 @@ Its weights ship with the package; `python -m fewstep.eval.features.make_small_c
 CIFAR-10, Fashion-MNIST and MNIST; docs/small-cnn.md says what it was checked against and where it is weak.
 """
 
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -48,9 +49,12 @@ class SmallCNN(nn.Module):
 def prepared(images: Tensor) -> Tensor:
     """Return uint8 [N, 3, H, W] as float32 [N, 3, 32, 32] in [-1, 1].
 
-    Bilinear; antialiased where the images are larger than 32 pixels.
+    Each pixel of images of fewer than 32 is repeated, 8x8 becomes 32x32 and 28x28 56x56, which keeps their edges and
+    noise sharp. Images that are larger then are resized bilinearly with antialiasing, whatever their proportions.
     """
-    return F.interpolate(images.float() / 127.5 - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
+    repeats = [ceil(SIDE / side) for side in images.shape[-2:]]
+    enlarged = F.interpolate(images.float() / 127.5 - 1, scale_factor=repeats, mode="nearest")
+    return F.interpolate(enlarged, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 def read_weights(_: Path | None = None) -> dict[str, Tensor]:

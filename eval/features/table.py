@@ -68,7 +68,7 @@ EXTRACTORS = {
             about="shipped, any small images, no FID",
             dim=64,
             metric_name="FD (small-cnn)",
-            resize="bilinear to 32x32, antialiased where larger (torch interpolate)",
+            resize="pixels repeated to 32x32 or more, then bilinear with antialiasing to 32x32",
             shipped=True,
         ),
         Specification(

@@ -45,7 +45,7 @@ def blur(share: float) -> Change:
 
     def change(images: Tensor, _: Generator) -> Tensor:
         sigma = share * images.shape[-2]
-        return _uint8(gaussian_blur(images.float(), 2 * int(3 * sigma + 0.5) + 1, sigma))
+        return _uint8(gaussian_blur(images.float(), [2 * int(3 * sigma + 0.5) + 1] * 2, [sigma]))
 
     return change
 
@@ -210,7 +210,8 @@ def compared(source: str, extractors: list[Extractor]) -> dict[str, Any]:
         if extractor.dim < SMALL:
             result[f"deviations, {extractor.name}, {SMALL} images"] = deviations(found)
     if len(lists) > 1:
-        result["rank_correlation"] = float(spearmanr(*lists).statistic)
+        correlation: Any = spearmanr(*lists)  # its type has no names for its parts
+        result["rank_correlation"] = float(correlation.statistic)
     return result
 
 

@@ -60,7 +60,7 @@ def test_digits_cnn_weights_that_were_changed_are_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 28, 28)])
 def test_digits_cnn_takes_the_digits_only(shape):
-    with pytest.raises(UserError, match=r"eval\.extractor: 'digits-cnn': judges images of 1x8x8"):
+    with pytest.raises(UserError, match=r"eval\.extractor: 'digits-cnn': judges images of 1x8x8 .*; use small-cnn"):
         check_extractor("digits-cnn", None, shape)
     with pytest.raises(UserError, match="judges images of 1x8x8"):
         load_extractor("digits-cnn", None, "cpu")(torch.zeros(2, *shape, dtype=torch.uint8))
@@ -110,6 +110,7 @@ def test_a_failed_download_says_which_file_where_and_how(tmp_path, monkeypatch):
         "PATH",
     ):
         assert part in str(error.value)
+    assert str(error.value).endswith("--eval.extractor small-cnn")
 
 
 def test_a_cached_download_is_used_without_the_net(tmp_path, monkeypatch):

@@ -54,14 +54,17 @@ class Noisy(nn.Module):
         return self.images[: len(x)] + self.share * x / 80
 
 
-def test_one_subset_of_all_images_gives_our_own_kid(digits):
-    real, student = digits[:COUNT], Noisy(digits[COUNT : 2 * COUNT], 0.3)
+@pytest.mark.parametrize("name", ["digits-cnn", "small-cnn"])
+def test_one_subset_of_all_images_gives_our_own_kid(digits, name):
+    real, student = digits[:COUNT], Noisy(digits[COUNT : 2 * COUNT], 1.0)
+    run: Any = SimpleNamespace(config=SimpleNamespace(eval=SimpleNamespace(extractor=name, weights=None)))
+    run.device = torch.device("cpu")
     noise = KeyedNoise((1, 8, 8), seeds.SEARCH, 0, COUNT).draw()
     images = to_uint8(student(80 * noise, None).clamp(-1, 1))
-    extractor = load_extractor("digits-cnn", None, "cpu")
+    extractor = load_extractor(name, None, "cpu")
     ours = kernel_distance(extractor(images), extractor(real), COUNT)
     assert abs(ours) > 0.01
-    assert Quality(RUN, COUNT, real).kid(student) == pytest.approx(ours, rel=1e-9)
+    assert Quality(run, COUNT, real).kid(student) == pytest.approx(ours, rel=1e-9)
 
 
 def test_values_are_the_same_at_every_call_in_any_order_and_the_generator_is_left_alone(digits):

@@ -191,6 +191,46 @@ def offline(*_, **__):
     raise OSError("no network")
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder of 160 noisy pictures of 20x20, 80 of them brighter, and a folder of the others alone."""
+    folder, generator = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for index in range(160):
+        (folder / ("dark" if index < 80 else "all")).mkdir(exist_ok=True)
+        image = generator.integers(0, 200 if index < 80 else 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / ("dark" if index < 80 else "all") / f"{index:03d}.png")
+    return folder
+
+
+def test_without_a_network_a_reference_and_a_benchmark_of_any_images_need_no_download(
+    colours, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    file, out = tmp_path / "ref.safetensors", tmp_path / "table"
+    assert main(["reference", f"imagefolder:{colours / 'all'}", "-o", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert f"eval.extractor: small-cnn, because Inception's weights are not in {tmp_path / 'torch'}" in said
+    assert said.index("eval.extractor") < said.index("reference: features")
+    subjects = [str(colours / "dark")]
+    assert main(["benchmark", *subjects, "--eval.reference", str(file), "-o", str(out), *SMALL]) == 0
+    value = results(out)["benchmark"]
+    assert (value["extractor"]["name"], value["metric_name"]) == ("small-cnn", "FD (small-cnn)")
+    assert "FD (small-cnn) is not FID" in (out / "index.html").read_text()
+
+
+def test_an_extractor_that_is_named_is_used_whether_there_is_a_network_or_not(colours, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    source = f"imagefolder:{colours / 'all'}"
+    out = ["-o", str(tmp_path / "ref.safetensors")]
+    assert main(["reference", source, *out, "--eval.extractor", "small-cnn"]) == 0
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    out = ["-o", str(tmp_path / "other.safetensors")]
+    assert main(["reference", source, *out, "--eval.extractor", "inception"]) == 2
+    assert capsys.readouterr().err.endswith("or measure without a download: --eval.extractor small-cnn\n")
+
+
 def test_subjects_of_two_shapes_are_refused(tiny_run, reference, tmp_path, capsys):
     np.savez(tmp_path / "colour.npz", torch.zeros(50, 8, 8, 3, dtype=torch.uint8).numpy())
     subjects = [f"{tiny_run}/students/student@1", f"{tmp_path}/colour.npz"]
