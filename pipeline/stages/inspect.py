@@ -65,7 +65,7 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
         device = join()
         model = load_teacher(folder, device)
         prepare_to_sample(model)
-        images, labels, filters = _prepared(folder, model, config)
+        images, labels, filters = _prepared(model, config)
         condition = Condition(labels=None if labels is None else labels.to(device))
         low, high = max(model.space.sigma_min, RANGE[0]), min(model.space.sigma_max, RANGE[1])
         sigmas = trajectory_sigmas(LEVELS - 1, low, high).flip(0).tolist()
@@ -89,13 +89,10 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
     return found
 
 
-def _prepared(folder: Path, model: Preconditioned, config: DataConfig) -> tuple[Tensor, Tensor | None, Filters]:
+def _prepared(model: Preconditioned, config: DataConfig) -> tuple[Tensor, Tensor | None, Filters]:
     """Images to measure on, uint8 [N, C, H, W], their labels where the model needs them, and filters of others."""
-    channels, height, width = model.space.shape
-    if channels not in (1, 3) or height != width:
-        made = "x".join(map(str, model.space.shape))
-        raise UserError(folder, None, f"makes images of {made}: data are square, with 1 or 3 channels")
-    data = load_data(config.model_copy(update={"image_size": height, "channels": channels}), config.split)
+    channels, side, _ = model.space.shape
+    data = load_data(config.model_copy(update={"image_size": side, "channels": channels}), config.split)
     labels, classes = None, model.space.num_classes
     if classes is not None:
         labels = data.labels
