@@ -24,7 +24,7 @@ PICKLED = "its weights are a pickle, which can run code: make safetensors of it 
 LARGEST = 1_000_000  # a whole number in a model's configuration
 MOST_LAYERS = 200
 LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
-_NETWORKS = ("UNet2DModel", "UNetUnconditionalModel")
+NETWORKS = ("UNet2DModel", "UNetUnconditionalModel")
 """What diffusers calls the network, and what it did before 0.2; it loads both as a UNet2DModel."""
 
 
@@ -91,11 +91,11 @@ def _refused_size(unet: Mapping[str, Any]) -> str | None:
 def _check_network(model: ModelFolder) -> None:
     """Raise UserError for another network than a UNet2DModel, and for a configuration that cannot be built."""
     where, named = model.network / "config.json", model.index.get("unet")
-    if model.index and (not isinstance(named, list) or not {*map(str, named[-1:])} & {*_NETWORKS}):
+    if model.index and (not isinstance(named, list) or not {*map(str, named[-1:])} & {*NETWORKS}):
         raise UserError(model.path, None, "holds no UNet2DModel by its model_index.json, which the network must be")
     if not model.unet:
         raise UserError(where, None, "is empty" if where.is_file() else "no such file")
-    if (kind := model.unet.get("_class_name", "UNet2DModel")) not in _NETWORKS:
+    if (kind := model.unet.get("_class_name", "UNet2DModel")) not in NETWORKS:
         raise UserError(where, None, f"its network is {kind}, not UNet2DModel")
     if "quantization_config" in model.unet:
         raise UserError(f"{where}: quantization_config", None, "quantised weights are not supported")
