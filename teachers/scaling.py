@@ -160,6 +160,10 @@ SCALINGS: dict[str, type] = {
 }
 
 
+GROWING = ("epsilon", "ve")
+"""Scalings that multiply an error of the network by sigma: where sigma is large, D is far off in a sound model too."""
+
+
 def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
     """{"name": ..., and the scaling's own numbers}."""
     values = {each.name: getattr(scaling, each.name) for each in fields(scaling) if each.init}  # type: ignore[arg-type]

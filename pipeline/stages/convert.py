@@ -39,7 +39,7 @@ def convert(model: str, out: Path, revision: str | None = None) -> Path:
             _write_index(source, network)
         _load(stage, source)
     place = out / network.relative_to(stage)
-    say(f"{count} tensors, {size:,} bytes: {place if len(parts) > 1 else place / weights.name}")
+    say(f"{count} tensors, {size:,} bytes: {place if len(parts) > 1 else place / f'{WEIGHTS}.safetensors'}")
     return out
 
 

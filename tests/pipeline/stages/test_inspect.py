@@ -17,7 +17,7 @@ from fewstep.teachers.scaling import EDM
 # diffusers' DPM-Solver++ with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 KEYS = {"data", "images", "by_class", "denoising", "likely_prediction", "verdict", "ms_per_evaluation", "batch_size"}
-KEYS |= {"device", "estimated_s"}
+KEYS |= {"device", "estimated_s", "worse"}
 
 
 def found(capsys, *arguments):
