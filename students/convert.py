@@ -17,7 +17,6 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.students.consistency import ConsistencyModel
 from fewstep.students.pairs import log_normal_sigmas
-from fewstep.teachers.describe import refusal
 from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import (
     NONE,
@@ -33,6 +32,7 @@ from fewstep.teachers.interfaces import (
     randn,
 )
 from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.refusal import refusal
 from fewstep.teachers.scaling import EDM, VE, Epsilon, FlowMatching, Sample, VPrediction
 
 FOLDS: dict[type, tuple[float, bool]] = {

@@ -5,24 +5,22 @@ Whether and how it can be distilled is decided by the rules that loading and con
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from fewstep.errors import unreadable
+from fewstep.errors import UserError, unreadable
 from fewstep.files import safetensors_header
-from fewstep.teachers.folder import ModelFolder, model_folder, own_scaling, text_to_image
+from fewstep.teachers.family import family_of
+from fewstep.teachers.fields import FAMILIES as FIELDS
+from fewstep.teachers.fields import SCHEDULERS, UNET
+from fewstep.teachers.folder import ModelFolder, model_folder
+from fewstep.teachers.refusal import FOLDED, why_not
 
-FAMILIES = {"edm": "EDM", "ve": "VE", "flow_matching": "flow matching"}
-"""Of scalings that are no DDPM's, for people."""
-FOLDED = ("v_prediction", "edm")
-"""Scalings under which a student computes what its teacher does, but for the time embedding."""
-REGRESSED = ("epsilon", "sample", "flow_matching", "ve")
-"""Scalings from which a student starts with the teacher's weights and is regressed onto its denoiser."""
-LONGEST_SIDE = 4096  # pixels
-PICKLED = "its weights are a pickle, which can run code: make safetensors of it with fewstep convert"
+FAMILIES = {"edm": "EDM", "ve": "VE", "flow_matching": "flow matching", "consistency": "consistency model"}
+"""The names of families for people, by the scaling; others are a DDPM's."""
 COST = "trajectories.number * trajectories.steps evaluations once, and 3 an image of the student's training (cmt)"
 _PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -32,25 +30,19 @@ def describe(folder: Path) -> dict[str, Any]:
 
     {"family", "pipeline", "network", "prediction", "schedule", "sigma_min", "sigma_max", "parameters", "bytes",
     "precision", "gflop", "shape", "num_classes", "null_class", "learned_variance", "time_embedding", "licence",
-    "route", "cost", "why_not"}; None is what is not known or not there. `gflop`: of one evaluation of one image.
-    `route` is "fold" or "regress", None where it cannot be distilled, which `why_not` tells.
+    "ignored", "route", "cost", "why_not"}; None is what is not known or not there. `gflop`: of one evaluation of one
+    image. `ignored`: fields of its configurations that neither this program nor diffusers reads. `route` is "fold" or
+    "regress", None where it cannot be distilled, which `why_not` tells.
     """
     model = model_folder(folder)
-    pipeline, noise = model.index.get("_class_name"), model.noise
-    unet = model.unet
-    found: dict[str, Any] = {"source": str(folder), "family": None, "pipeline": pipeline}
+    unet, reason = model.unet, why_not(model)
+    found: dict[str, Any] = {"source": str(folder), "family": None, "pipeline": model.index.get("_class_name")}
     found |= {"network": unet.get("_class_name")}
-    found |= {"prediction": None, "schedule": None, "sigma_min": None, "sigma_max": None}
-    if pipeline == "ConsistencyModelPipeline":
-        ends = {"sigma_min": noise.get("sigma_min"), "sigma_max": noise.get("sigma_max")}
-        found |= {"family": "consistency model", "prediction": "consistency"} | ends
-    elif (own := own_scaling(model)) is not None:
-        name, schedule = own[0]["name"], noise.get("_class_name")
-        found |= {"family": FAMILIES.get(name, name), "prediction": name, "schedule": schedule}
-        found |= {"sigma_min": own[1], "sigma_max": own[2]}
-    elif "num_train_timesteps" in noise:
-        where = model.scheduler / "scheduler_config.json"
-        found |= {"family": "DDPM", "prediction": noise.get("prediction_type", "epsilon")} | _schedule(noise, where)
+    found |= dict.fromkeys(("prediction", "schedule", "sigma_min", "sigma_max"))
+    with suppress(UserError):  # then it is the reason
+        if (family := family_of(model)) is not None:
+            found |= {key: getattr(family, key) for key in ("prediction", "schedule", "sigma_min", "sigma_max")}
+            found["family"] = FAMILIES.get(family.prediction, "DDPM")
     sides = unet.get("sample_size")
     size = [sides, sides] if isinstance(sides, int) else sides
     channels, made, rows = unet.get("in_channels"), unet.get("out_channels"), unet.get("num_class_embeds")
@@ -63,79 +55,20 @@ def describe(folder: Path) -> dict[str, Any]:
         "learned_variance": bool(channels and made == 2 * channels),
         "time_embedding": unet.get("time_embedding_type", "positional") if unet else None,
         "licence": _licence(folder),
+        "ignored": _ignored(model) or None,
     }
-    why_not = text_to_image(model.index) or refusal(unet, found["prediction"])
-    if why_not is None and found["parameters"] is None:
-        why_not = PICKLED if model.pickles else "it has no safetensors weights"
-    route = None if why_not else "fold" if found["prediction"] in FOLDED else "regress"
-    return found | {"route": route, "cost": COST if route else None, "why_not": why_not}
+    route = None if reason else "fold" if found["prediction"] in FOLDED else "regress"
+    return found | {"route": route, "cost": COST if route else None, "why_not": reason}
 
 
-def refusal(unet: Mapping[str, Any], prediction: str | None) -> str | None:
-    """Why no student can be made of a network under a scaling, by its configuration; None where one can."""
-    channels, size = unet.get("in_channels"), unet.get("sample_size")
-    if unet.get("_class_name") != "UNet2DModel":
-        return f"its network is {unet.get('_class_name') or 'no UNet'}, not UNet2DModel"
-    if prediction == "consistency":
-        return "it is a student already: measure it, or export it"
-    if prediction is None:
-        return "it has no scheduler's configuration, which says what its network predicts"
-    if prediction not in (*FOLDED, *REGRESSED):
-        return f"no student can be made of {prediction}; of these it can: {', '.join((*FOLDED, *REGRESSED))}"
-    if unet.get("class_embed_type") is not None:
-        return (
-            f"its classes are embedded as {unet['class_embed_type']}; only a table of them (num_class_embeds) is read"
-        )
-    rows = unet.get("num_class_embeds")
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        return f"its number of classes is {rows!r}"
-    times = unet.get("time_embedding_type", "positional")
-    if times != "positional" and (times != "fourier" or prediction != "ve"):
-        return f"its time embedding is {times}; positional is needed, or fourier in a network of the VE family"
-    if unet.get("out_channels") not in (channels, 2 * (channels or 0)):
-        return "it needs as many output channels as input channels, or twice as many with a learned variance"
-    if unet.get("center_input_sample") and prediction != "ve":
-        return "it centres its input (center_input_sample), which is known of the VE family alone"
-    sides = [size] if isinstance(size, int) else size if isinstance(size, list | tuple) else []
-    if not all(isinstance(side, int) and 1 <= side <= LONGEST_SIDE for side in sides) or len({*sides}) != 1:
-        return f"a student makes square images of up to {LONGEST_SIDE:,} pixels a side (sample_size)"
-    return None
-
-
-def _schedule(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The name of a DDPM schedule with its number of steps, and its first and last finite noise level."""
-    count, kind = config["num_train_timesteps"], config.get("beta_schedule", "linear")
-    with unreadable(where, "its schedule cannot be used"):
-        betas = _betas(config)
-        kept = np.cumprod(1 - betas)
-        if config.get("rescale_betas_zero_snr"):
-            roots = np.sqrt(kept)
-            kept = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
-        with np.errstate(divide="ignore"):
-            sigmas = np.sqrt((1 - kept) / kept)
-        sigmas = sigmas[np.isfinite(sigmas)]
-        ends = float(sigmas[0]), float(sigmas[-1])
-    name = "trained_betas" if config.get("trained_betas") is not None else kind
-    snr = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
-    return {"schedule": f"{name}, {count:,} steps{snr}", "sigma_min": ends[0], "sigma_max": ends[1]}
-
-
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    """float64 [T], as diffusers' DDPMScheduler has them (in float32)."""
-    count, start, end = config["num_train_timesteps"], config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    kind = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float64)
-    if kind == "linear":
-        return np.linspace(start, end, count)
-    if kind == "scaled_linear":
-        return np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
-    if kind == "sigmoid":
-        return (end - start) / (1 + np.exp(-np.linspace(-6, 6, count))) + start
-    if kind == "squaredcos_cap_v2":
-        kept = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-    raise ValueError(f"beta_schedule {kind!r}")
+def _ignored(model: ModelFolder) -> list[str]:
+    """Return the fields of a model's configurations that are read neither here nor by diffusers."""
+    kind = model.noise.get("_class_name", "DDPMScheduler")
+    family = SCHEDULERS.get(kind) if isinstance(kind, str) else None
+    found = [("config.json", key) for key in UNET.unknown(model.unet)] if model.unet else []
+    if family in FIELDS:
+        found += [("scheduler_config.json", key) for key in FIELDS[family].unknown(model.noise)]
+    return [f"{file}: {key}" for file, key in found]
 
 
 def _weights(model: ModelFolder, unet: Mapping[str, Any]) -> dict[str, Any]:

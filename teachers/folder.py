@@ -3,6 +3,7 @@
 The parts are in unet/ and scheduler/, or, as google's first DDPMs on the hub have them, both at the root.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,26 +19,13 @@ LEVELS = 1000
 """Noise levels of a model without a schedule, where a sampler steps through a table of them."""
 FLOW_ENDS = (0.001 / 0.999, 0.999 / 0.001)
 """Noise levels of flow matching at t = 0.001 and 0.999."""
-_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-_DDPM = (
-    "CosineDPM",
-    "DDIM",
-    "DDPM",
-    "DEIS",
-    "DPMSolver",
-    "Euler",
-    "Heun",
-    "IPNDM",
-    "KDPM2",
-    "LCM",
-    "LMS",
-    "PNDM",
-    "TCD",
-)
-_DDPM += ("UniPC", "SASolver")
-"""What the schedulers of a DDPM's schedule are called; they differ in how they sample alone."""
 _TEXT = ("StableDiffusion", "Flux", "PixArt", "Kandinsky", "IFPipeline", "TextToImage", "LatentConsistency")
+_DECODERS = ("vqvae", "vae", "movq")
+_NO_MODELS = ("Processor", "Extractor", "Tokenizer", "TokenizerFast", "Scheduler", "Mel")
+"""How the classes end that are no models, and change nothing about the images that a network is given."""
 WEIGHTS = "diffusion_pytorch_model"
+_SAFETENSORS = re.compile(rf"{WEIGHTS}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+_PICKLES = re.compile(rf"{WEIGHTS}(?:-\d+-of-\d+)?\.bin")
 
 
 @dataclass(frozen=True)
@@ -70,18 +58,48 @@ class ModelFolder:
             raise UserError(f"{self.path / OWN}: null_class", value, "must be true or false")
         return value
 
+    @cached_property
+    def variants(self) -> dict[str, list[Path]]:
+        """The network's safetensors files by variant, such as fp16; "" is no variant. Each has one file or parts."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.network.glob("*.safetensors")):
+            if path.is_file() and (match := _SAFETENSORS.fullmatch(path.name)):
+                found.setdefault(match[1] or "", []).append(path)
+        return {name: [path for path in files if "-of-" not in path.name] or files for name, files in found.items()}
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that is read: "" if it is there, or else the only one, unless a pickle is the network's own."""
+        if "" in self.variants:
+            return ""
+        own_pickle = any(_PICKLES.fullmatch(path.name) for path in self.pickles)
+        return next(iter(self.variants)) if len(self.variants) == 1 and not own_pickle else None
+
     @property
     def weights(self) -> list[Path]:
         """The network's safetensors files: one, or those of several parts."""
-        one = self.network / f"{WEIGHTS}.safetensors"
-        parts = sorted(self.network.glob(f"{WEIGHTS}-*-of-*.safetensors"))
-        return [path for path in ([one] if one.exists() else parts) if path.is_file()]
+        return [] if self.variant is None else self.variants[self.variant]
+
+    @property
+    def weights_index(self) -> Path:
+        """The file that says which of several parts each tensor of the weights is in."""
+        return self.network / f"{WEIGHTS}.safetensors.index{f'.{self.variant}' if self.variant else ''}.json"
 
     @property
     def pickles(self) -> list[Path]:
         """Weights that are no safetensors."""
         found = (path for path in self.network.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         return sorted(path for path in found if path.is_file())
+
+
+def shards(index: Path) -> dict[str, set[str]]:
+    """Return the names of the tensors in each file of weights in parts, by diffusers' index of them."""
+    found: dict[str, set[str]] = {}
+    for tensor, name in read_json(index, {"weight_map": {str: str}})["weight_map"].items():
+        if Path(name).name != name:
+            raise UserError(index, name, "must be the name of a file in its folder")
+        found.setdefault(name, set()).add(tensor)
+    return found
 
 
 def model_folder(folder: Path) -> ModelFolder:
@@ -105,65 +123,19 @@ def model_folder(folder: Path) -> ModelFolder:
     )
 
 
-def own_scaling(model: ModelFolder) -> tuple[dict[str, Any], float, float, Path] | None:
-    """A scaling's JSON, the noise levels it is for and the file that says so; None: a DDPM's schedule decides.
-
-    It is that of fewstep.json, or of a scheduler of diffusers that is of another family: EDM, VE, flow matching.
-    UserError: a scheduler of a family that is not known, and numbers that cannot be.
-    """
-    found = _own_scaling(model)
-    if found is not None and not 0 < found[1] < found[2]:
-        raise UserError(found[3], found[1:3], "must be 0 < sigma_min < sigma_max")
-    return found
-
-
-def _own_scaling(model: ModelFolder) -> tuple[dict[str, Any], float, float, Path] | None:
-    if "scaling" in model.own:
-        path = model.path / OWN
-        value = read_json(path, {"scaling": {"name": str}, "sigma_min": float, "sigma_max": float})
-        numbers = {key: number for key, number in value["scaling"].items() if key not in ("name", "table")}
-        _numbers(path, numbers, tuple(numbers))
-        return value["scaling"], value["sigma_min"], value["sigma_max"], path
-    noise, path = model.noise, model.scheduler / "scheduler_config.json"
-    kind = noise.get("_class_name")
-    if kind in _EDM:
-        if noise.get("prediction_type", "epsilon") != "epsilon":
-            remedy = "of an EDM scheduler is not supported: its network gives F of Karras 2022 (epsilon)"
-            raise UserError(f"{path}: prediction_type", noise["prediction_type"], remedy)
-        values = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0} | {**noise}
-        ends = _numbers(path, values, ("sigma_data", "sigma_min", "sigma_max"))
-        return {"name": "edm", "sigma_data": ends[0]}, ends[1], ends[2], path
-    if kind == "FlowMatchEulerDiscreteScheduler":
-        (steps,) = _numbers(path, {"num_train_timesteps": 1000} | {**noise}, ("num_train_timesteps",))
-        return {"name": "flow_matching", "num_train_timesteps": steps}, *FLOW_ENDS, path
-    if kind == "ScoreSdeVeScheduler":  # of images in [0, 1]: a half of ours
-        low, high = _numbers(path, {"sigma_min": 0.01, "sigma_max": 1348.0} | {**noise}, ("sigma_min", "sigma_max"))
-        if not model.unet.get("center_input_sample"):
-            remedy = "is of images in [0, 1], which a network of its family centres: center_input_sample must be true"
-            raise UserError(path, kind, remedy)
-        return {"name": "ve", "unit": 0.5}, 2 * low, 2 * high, path
-    if isinstance(kind, str) and (not kind.startswith(_DDPM) or "FlowMatch" in kind):
-        raise UserError(
-            path, kind, "is a scheduler of a family that is not known here: see the README for those that are"
-        )
-    return None
-
-
-def text_to_image(index: Mapping[str, Any]) -> str | None:
-    """Why a pipeline that makes images of text cannot be distilled, by its model_index.json; None: it is none."""
+def unsupported_pipeline(index: Mapping[str, Any]) -> str | None:
+    """Return why a pipeline cannot be distilled, by its model_index.json, or None."""
     name = str(index.get("_class_name"))
     if "text_encoder" in index or "tokenizer" in index or name.startswith(_TEXT):
         return f"{name} makes images of text, which is not supported yet"
+    for part, value in index.items():
+        kind = value[-1] if isinstance(value, list) and value else None
+        if part in ("unet", "scheduler") or not isinstance(kind, str) or kind.endswith(_NO_MODELS):
+            continue
+        if part in _DECODERS:
+            return f"its images are decoded by {part} ({kind}): a latent model, which is not supported yet"
+        return f"its pipeline has {part} ({kind}) beside unet and scheduler, which is not supported yet"
     return None
-
-
-def _numbers(path: Path, values: Mapping[str, Any], names: tuple[str, ...]) -> list[float]:
-    """Numbers of a configuration that must be above 0."""
-    for name in names:
-        value = values[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{path}: {name}", value, "must be a number above 0")
-    return [float(values[name]) for name in names]
 
 
 def located(name: str, revision: str | None, key: str, weights: str = "safetensors") -> Path:
@@ -179,7 +151,8 @@ def located(name: str, revision: str | None, key: str, weights: str = "safetenso
 def fetched(name: str, revision: str | None = None, weights: str = "safetensors") -> Path:
     """The folder that a hub id's model is cached in; it is downloaded where it is not. UserError: it cannot be had.
 
-    First the configurations, by which images of text are refused, then the network's weights of that ending.
+    First the configurations, which show pipelines that are not supported, then the network's weights of that ending;
+    if there are none, those of half precision.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(name, None, "no such file or folder, and no hub id (OWNER/NAME)")
@@ -189,9 +162,13 @@ def fetched(name: str, revision: str | None = None, weights: str = "safetensors"
     names = [f"{place}{WEIGHTS}{part}.{weights}" for place in ("", "unet/") for part in ("", "-*-of-*")]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
-        if (index := folder / "model_index.json").is_file() and (why := text_to_image(read_json(index, {}))):
+        if (index := folder / "model_index.json").is_file() and (why := unsupported_pipeline(read_json(index, {}))):
             raise UserError(at, None, why)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*texts, *names]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*texts, *names]))
+        if weights == "safetensors" and not model_folder(folder).weights:
+            names = [f"{place}{WEIGHTS}.{kind}*.{weights}" for place in ("", "unet/") for kind in ("fp16", "bf16")]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*texts, *names]))
+        return folder
     except UserError:
         raise
     except errors.GatedRepoError:

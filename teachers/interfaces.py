@@ -16,7 +16,8 @@ class Space:
     shape: (C, H, W) of x and of its noise. sigma_min, sigma_max: the noise levels it was trained on. table: the
     ascending sigmas of a discrete schedule, float64 [T], or None. num_classes: None for an unconditional model, else
     labels run from 0 to num_classes - 1. null_class: whether it can be asked for no class too, as guidance does. clamp:
-    the range of x0, which samplers hold their estimates to; None: none.
+    the range of x0, which samplers hold their estimates to; None: none. threshold: dynamic thresholding in place of
+    that, as the ratio of its quantile and the largest bound (Saharia 2022, section 2.3); None: none.
     """
 
     shape: tuple[int, int, int]
@@ -26,9 +27,15 @@ class Space:
     num_classes: int | None = None
     null_class: bool = False
     clamp: tuple[float, float] | None = (-1.0, 1.0)
+    threshold: tuple[float, float] | None = None
 
     def clamped(self, x_0: Tensor) -> Tensor:
-        """An estimate of x0 within the space's range."""
+        """Hold an estimate of x0 [B,C,H,W] to the space's range, each image alone."""
+        if self.threshold is not None:
+            ratio, most = self.threshold
+            bounds = torch.stack([image.abs().flatten().quantile(ratio) for image in x_0])
+            s = per_image(bounds.clamp(1, most))
+            return x_0.clamp(-s, s) / s
         return x_0 if self.clamp is None else x_0.clamp(*self.clamp)
 
 

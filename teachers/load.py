@@ -8,15 +8,16 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import write_json
-from fewstep.teachers.folder import OWN, ModelFolder, located, model_folder, own_scaling, text_to_image
-from fewstep.teachers.interfaces import Space
+from fewstep.teachers.family import PREDICTIONS, Family, ddpm_config, family_of
+from fewstep.teachers.folder import OWN, located, model_folder
+from fewstep.teachers.interfaces import Space, some_class
 from fewstep.teachers.preconditioned import Preconditioned
-from fewstep.teachers.scaling import SCALINGS, VE, Discrete, Scaling, scaling_from_json, scaling_to_json
+from fewstep.teachers.refusal import why_not
+from fewstep.teachers.scaling import SCALINGS, VE, Scaling, scaling_from_json, scaling_to_json
 from fewstep.teachers.schedule import vp_table
 from fewstep.teachers.stock import load_scheduler, load_unet
 
-PREDICTIONS = [name for name, kind in SCALINGS.items() if issubclass(kind, Discrete)]
-"""What the network of a DDPM predicts, by diffusers' names."""
+LARGEST_TRIAL = 64  # pixels a side
 
 
 def save_teacher(model: Preconditioned, scheduler: DDPMScheduler | None, folder: Path) -> None:
@@ -52,7 +53,8 @@ def read_teacher(
     The scheduler decides the family: that of a DDPM, or of EDM, VE or flow matching, of which none is returned; so does
     fewstep.json, {"scaling": see `fewstep.teachers.scaling`, "sigma_min", "sigma_max", "null_class"}. `null_class`: the
     last row of the network's classes means none, as fewstep.json says where there is one; `revision`: of a hub id.
-    Raises UserError for what is no UNet2DModel with safetensors weights and a family that is known.
+    Raises UserError for what cannot be distilled (see `fewstep.teachers.refusal`), and for a network that cannot be
+    loaded or evaluated.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir() and (
@@ -60,16 +62,21 @@ def read_teacher(
     ):
         raise UserError(path, None, "no such folder; give that of a diffusers model, or a hub id (OWNER/NAME)")
     model = model_folder(located(str(path), revision, "teacher.revision"))
-    _check(model)
-    own = own_scaling(model)
+    if (why := why_not(model)) is not None:
+        raise UserError(model.path, None, why)
+    family = family_of(model)
+    assert family is not None
     unet = load_unet(model, "teacher")
     null = null_class if model.null_class is None else model.null_class
     if null and (unet.config["num_class_embeds"] or 0) < 2:
         raise UserError("teacher.null_class", True, f"{path} has no classes of which one could mean none")
-    if own is not None:
-        return _own_scaled(unet, *own, null_class=null), None
-    scheduler = load_scheduler(model, DDPMScheduler, "teacher")
-    return ddpm_model(unet, scheduler, path, null_class=null), scheduler
+    if family.scaling is not None:
+        scheduler, teacher = None, _own_scaled(unet, family, null_class=null)
+    else:
+        scheduler = load_scheduler(model, DDPMScheduler, "teacher", ddpm_config(model))
+        teacher = ddpm_model(unet, scheduler, path, null_class=null)
+    _try_once(teacher, model.path)
+    return teacher, scheduler
 
 
 def ddpm_model(
@@ -89,6 +96,9 @@ def ddpm_model(
             sigma_max=float(finite[-1]),
             table=table,
             clamp=(-limit, limit) if config["clip_sample"] else None,
+            threshold=(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+            if config["thresholding"]
+            else None,
         )
         return Preconditioned(unet, SCALINGS[config["prediction_type"]](table), space)
 
@@ -107,28 +117,29 @@ def _of_network(unet: UNet2DModel, *, null_class: bool) -> dict[str, Any]:
     return {"shape": (unet.config["in_channels"], height, width), "num_classes": classes, "null_class": null_class}
 
 
-def _own_scaled(
-    unet: UNet2DModel, value: dict[str, Any], low: float, high: float, path: Path, *, null_class: bool
-) -> Preconditioned:
-    scaling = scaling_from_json(value, path)
+def _own_scaled(unet: UNet2DModel, family: Family, *, null_class: bool) -> Preconditioned:
+    scaling = scaling_from_json(family.scaling, family.where)
     if unet.config["center_input_sample"] and isinstance(scaling, VE) and scaling.unit == 0.5:
         unet.register_to_config(center_input_sample=False)  # 2y - 1 of its y = (x + 1)/2 is the x that it is given
-    return own_model(unet, scaling, (low, high), null_class=null_class)
+    return own_model(unet, scaling, (family.sigma_min, family.sigma_max), null_class=null_class)
 
 
-def _check(model: ModelFolder) -> None:
-    """UserError for another network than a UNet2DModel, and where there are no weights, or only a pickle."""
-    if (why := text_to_image(model.index)) is not None:
-        raise UserError(model.path, None, why)
-    named = model.index.get("unet")
-    kind = model.unet.get("_class_name", "UNet2DModel")
-    if (model.index and (not isinstance(named, list) or named[-1:] != ["UNet2DModel"])) or kind != "UNet2DModel":
-        raise UserError(model.path, None, "holds no UNet2DModel, which a teacher's network is")
-    if not model.weights:
-        missing = model.network / "diffusion_pytorch_model.safetensors"
-        remedy = (
-            "its weights exist only as a pickle, which can run code when read: fewstep convert makes safetensors of it"
-            if model.pickles
-            else "no such file"
-        )
-        raise UserError(missing, None, remedy)
+@torch.no_grad()
+def _try_once(model: Preconditioned, where: Path) -> None:
+    """Evaluate a model on noise, and raise UserError, naming `where`, unless that gives finite images of its shape.
+
+    Larger images than LARGEST_TRIAL are tried at a smaller side which the network can halve as often.
+    """
+    channels, side, _ = model.space.shape
+    assert isinstance(model.network, UNet2DModel)
+    factor = 2 ** (len(model.network.config["block_out_channels"]) - 1)
+    side = min(side, -(-LARGEST_TRIAL // factor) * factor)
+    x = torch.randn((1, channels, side, side), generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([min(max(1.0, model.space.sigma_min), model.space.sigma_max)])
+    with unreadable(where, "its network cannot be evaluated on its own images"):
+        estimate = model(x, sigma, some_class(model.space, 1, x.device))
+    if estimate.shape != x.shape:
+        made, given = ("x".join(map(str, each.shape[1:])) for each in (estimate, x))
+        raise UserError(where, None, f"its network makes {made} of images of {given}")
+    if not bool(estimate.isfinite().all()):
+        raise UserError(where, None, "its network makes NaN or infinity of noise: its weights are damaged")

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
-from fewstep.files import check_form
+from fewstep.teachers.family import check_scaling
 from fewstep.teachers.schedule import timestep_of_sigma
 
 
@@ -161,6 +160,10 @@ SCALINGS: dict[str, type] = {
 }
 
 
+GROWING = ("epsilon", "ve")
+"""Scalings that multiply an error of the network by sigma: where sigma is large, D is far off in a sound model too."""
+
+
 def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
     """{"name": ..., and the scaling's own numbers}."""
     values = {each.name: getattr(scaling, each.name) for each in fields(scaling) if each.init}  # type: ignore[arg-type]
@@ -170,20 +173,8 @@ def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
 
 def scaling_from_json(value: Any, where: object) -> Scaling:  # noqa: ANN401 - JSON
     """The inverse of `scaling_to_json`; UserError, naming the file `where`, for what is none."""
-    check_form(where, value, {"name": str})
-    kind = SCALINGS.get(value["name"])
-    if kind is None:
-        raise UserError(f"{where}: scaling", value["name"], f"use one of {', '.join(SCALINGS)}")
+    check_scaling(where, value)
     numbers = {key: number for key, number in value.items() if key != "name"}
-    known = [each.name for each in fields(kind) if each.init]
-    if unknown := sorted(set(numbers) - set(known)):
-        raise UserError(f"{where}: scaling.{unknown[0]}", None, f"is no number of {value['name']}")
-    check_form(f"{where}: scaling", numbers, {key: [float] if key == "table" else float for key in numbers})
-    if "table" not in known:
-        if bad := [key for key, number in numbers.items() if number <= 0]:
-            raise UserError(f"{where}: scaling.{bad[0]}", numbers[bad[0]], "must be greater than 0")
-        return kind(**numbers)
-    table = torch.tensor(numbers.get("table", []), dtype=torch.float64)
-    if len(table) < 2 or not bool((table.diff() > 0).all()) or table[0] <= 0:
-        raise UserError(f"{where}: scaling.table", None, "must be two or more ascending noise levels above 0")
-    return kind(table)
+    if "table" in numbers:
+        numbers["table"] = torch.tensor(numbers["table"], dtype=torch.float64)
+    return SCALINGS[value["name"]](**numbers)

@@ -138,6 +138,9 @@ def stock_scheduler(solver: Solver, space: Space) -> Any:  # noqa: ANN401 - the 
     if solver.stock is DDIMScheduler:
         top = max(map(abs, space.clamp)) if space.clamp else 1.0
         options |= {"clip_sample": space.clamp is not None, "clip_sample_range": top}
+        if space.threshold is not None:
+            ratio, most = space.threshold
+            options |= {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": most}
     scheduler = solver.stock(num_train_timesteps=len(table), **options)
     scheduler.alphas_cumprod = (1 / (1 + table**2)).float()
     return scheduler

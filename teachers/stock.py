@@ -1,8 +1,7 @@
 """The parts of a stock diffusers folder, unet/ and scheduler/, read with every fault as one line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -10,13 +9,10 @@ from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
 from fewstep.files import read_json
-from fewstep.teachers.describe import LONGEST_SIDE
 from fewstep.teachers.folder import ModelFolder
+from fewstep.teachers.refusal import LONGEST_SIDE, check_numbers
 
-LARGEST = 1_000_000  # a whole number in a model's configuration
-MOST_LAYERS = 200
 SIDES = range(1, LONGEST_SIDE + 1)  # pixels
-LONGEST_LIST, LONGEST_TABLE = 1000, 100_000
 Scheduler = TypeVar("Scheduler", DDPMScheduler, DDIMScheduler, CMStochasticIterativeScheduler)
 
 
@@ -34,23 +30,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_numbers(where: Path, value: Any, key: str = "") -> None:  # noqa: ANN401 - JSON
-    """UserError where a model's configuration has a number, list or text with which building it need not end."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            check_numbers(where, item, name)
-    elif isinstance(value, list):
-        most = LONGEST_TABLE if key in ("trained_betas", "custom_timesteps") else LONGEST_LIST
-        if len(value) > most:
-            raise UserError(f"{where}: {key}", len(value), f"entries are more than {most:,}")
-        for item in value:
-            check_numbers(where, item, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        most = MOST_LAYERS if key in ("layers_per_block", "num_layers", "transformer_layers_per_block") else LARGEST
-        if isinstance(value, int) and abs(value) > most:
-            raise UserError(f"{where}: {key}", value, f"is larger than {most:,}")
-
-
 def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
     """A UNet2DModel from its folder, whose `role` the errors name.
 
@@ -65,7 +44,8 @@ def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
         remedy = "only a table of classes (num_class_embeds) is read"
         raise UserError(f"{where}: class_embed_type", kind, remedy)
     with unreadable(source, f"cannot be loaded as a {role}"), quiet():
-        loaded: Any = UNet2DModel.from_pretrained(str(model.network), use_safetensors=True, output_loading_info=True)
+        options: dict[str, Any] = {"variant": model.variant or None, "use_safetensors": True}
+        loaded: Any = UNet2DModel.from_pretrained(str(model.network), output_loading_info=True, **options)
     unet, info = loaded
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
@@ -83,9 +63,15 @@ def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
     return unet
 
 
-def load_scheduler(model: ModelFolder, kind: type[Scheduler], role: str) -> Scheduler:
-    """A scheduler of a class from a model's folder; UserError where it is absent, malformed or damaged."""
+def load_scheduler(
+    model: ModelFolder, kind: type[Scheduler], role: str, config: Mapping[str, Any] | None = None
+) -> Scheduler:
+    """Read a scheduler of a class from a model's folder, or make it of `config`, which was read there.
+
+    Raises UserError where it is absent, malformed or damaged.
+    """
     where = model.scheduler / "scheduler_config.json"
-    check_numbers(where, read_json(where, {}))
+    read = read_json(where, {})
+    check_numbers(where, read)
     with unreadable(model.path, f"cannot be loaded as a {role}"), quiet():
-        return cast(Scheduler, kind.from_pretrained(str(model.scheduler)))
+        return cast(Scheduler, kind.from_config(dict(read if config is None else config)))

@@ -28,8 +28,8 @@ def sample(student: Student, num: int, steps: int = 1, seed: int = 0, labels: Se
     classes = student.space.num_classes
     if labels is not None and classes is None:
         raise UserError("labels", list(labels), "this student is unconditional: leave labels out")
-    if labels is not None and (not labels or any(not 0 <= label < (classes or 0) for label in labels)):
-        raise UserError("labels", list(labels), f"this student has the classes 0 to {(classes or 0) - 1}")
+    if labels is not None and classes is not None and not (labels and all(0 <= label < classes for label in labels)):
+        raise UserError("labels", list(labels), f"give one or more of this student's classes, 0 to {classes - 1}")
     if num < 1:
         raise UserError("num", num, "must be 1 or more")
     return Generated(student_sampler(student, steps), seed, num, batch_size=256, labels=labels).images(0, num)

@@ -23,7 +23,7 @@ from fewstep.progress import ProgressLine
 from fewstep.teachers.interfaces import Condition, Denoiser, per_image, randn
 from fewstep.teachers.load import PREDICTIONS
 from fewstep.teachers.preconditioned import Preconditioned
-from fewstep.teachers.scaling import SCALINGS, Discrete
+from fewstep.teachers.scaling import GROWING, SCALINGS, Discrete
 
 BATCH = 64
 LARGEST = 4096  # numbers of an image whose covariance is taken
@@ -174,6 +174,18 @@ def likely_other(rows: Rows, prediction: str) -> str | None:
     good = (name for name, each in read.items() if any(each[index] < _bar(rows[index]) for index in telling))
     best = min(good, key=lambda name: logs[name])
     return best if logs[prediction] - logs[best] > math.log(DOUBT) else None
+
+
+def worse_at(rows: Rows, prediction: str) -> str | None:
+    """Return "expected" or "unexpected" for the noise levels at which a model is worse than the filter; None: at none.
+
+    They are expected of a network that predicts noise or a score, above all the levels at which it is better.
+    """
+    worse, better = ([row["sigma"] for row in rows if row["against"] == each] for each in ("worse", "better"))
+    if not worse:
+        return None
+    sound = prediction in GROWING and better and min(worse) > max(better) and likely_other(rows, prediction) is None
+    return "expected" if sound else "unexpected"
 
 
 def _readings(rows: Rows, prediction: str) -> dict[str, list[float]]:

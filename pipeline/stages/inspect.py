@@ -26,6 +26,7 @@ from fewstep.pipeline.stages.denoising import (
     fit_filters,
     likely_other,
     verdict,
+    worse_at,
 )
 from fewstep.pipeline.training.processes import join
 from fewstep.pipeline.training.signals import raising_signals
@@ -40,6 +41,12 @@ IMAGES, LEVELS, RANGE = 512, 10, (0.002, 80.0)
 OTHERS = 2**25  # numbers of the images that the filters are fitted to; 8,192 images at most
 PREVIEWS, SOLVER, STEPS = 16, "dpmsolver++", 20
 COLUMNS, SHOWN = 8, slice(3, 7)  # of denoised.png, and of the levels, whose middle it shows
+_WORSE = {
+    "expected": "That is expected of a network that predicts noise or a score: its error grows with sigma.\n"
+    "  You can go on: sampling divides that error by sigma, and a student learns from clean images there",
+    "unexpected": "That is not expected of a sound model at these noise levels: read the verdict before you\n"
+    "  go on; the model may be undertrained, trained on other images, or configured wrongly",
+}
 KIMG, EVALUATIONS = 100, 3  # of a student's training, and its evaluations of a network for an image
 
 
@@ -49,9 +56,9 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
     `data` has values of the data section, whose images take the model's size and channels. IMAGES of them are measured,
     at most half, so that others are left to fit filters to, at LEVELS noise levels of the model's within RANGE, in
     equal steps of ln sigma. {"data", "images", "by_class" (whether the filters know the classes), "denoising" (a list,
-    see `compared`), "likely_prediction" (None: as configured), "verdict", "ms_per_evaluation" (of one image, in batches
-    of "batch_size" on "device"), "estimated_s": {"trajectories", "training_100_kimg"}}, of pictures {"out",
-    "shown_sigmas"}.
+    see `compared`), "likely_prediction" (None: as configured), "worse" (see `worse_at`), "verdict",
+    "ms_per_evaluation" (of one image, in batches of "batch_size" on "device"), "estimated_s": {"trajectories",
+    "training_100_kimg"}}, of pictures {"out", "shown_sigmas"}.
 
     UserError: `out` is there and not empty; a fault of the data or the model; a consistency model, which denoises only
     at its smallest noise level; a conditional model and data without labels.
@@ -65,7 +72,7 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
         device = join()
         model = load_teacher(folder, device)
         prepare_to_sample(model)
-        images, labels, filters = _prepared(folder, model, config)
+        images, labels, filters = _prepared(model, config)
         condition = Condition(labels=None if labels is None else labels.to(device))
         low, high = max(model.space.sigma_min, RANGE[0]), min(model.space.sigma_max, RANGE[1])
         sigmas = trajectory_sigmas(LEVELS - 1, low, high).flip(0).tolist()
@@ -76,7 +83,8 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
         settings, prediction = TrajectoryConfig(), model.scaling.name
         found: dict[str, Any] = {"data": config.source, "images": len(images), "by_class": labels is not None}
         found |= {"denoising": rows, "likely_prediction": likely_other(rows, prediction)}
-        found |= {"verdict": verdict(rows, prediction), "ms_per_evaluation": 1000 * seconds}
+        found |= {"worse": worse_at(rows, prediction), "verdict": verdict(rows, prediction)}
+        found |= {"ms_per_evaluation": 1000 * seconds}
         found |= {"batch_size": min(BATCH, len(images)), "device": device.type}
         trajectories, training = settings.number * settings.steps * seconds, KIMG * 1000 * EVALUATIONS * seconds
         found |= {"estimated_s": {"trajectories": trajectories, f"training_{KIMG}_kimg": training}}
@@ -89,13 +97,10 @@ def measure(folder: Path, data: Mapping[str, Any], out: Path | None = None) -> d
     return found
 
 
-def _prepared(folder: Path, model: Preconditioned, config: DataConfig) -> tuple[Tensor, Tensor | None, Filters]:
+def _prepared(model: Preconditioned, config: DataConfig) -> tuple[Tensor, Tensor | None, Filters]:
     """Images to measure on, uint8 [N, C, H, W], their labels where the model needs them, and filters of others."""
-    channels, height, width = model.space.shape
-    if channels not in (1, 3) or height != width:
-        made = "x".join(map(str, model.space.shape))
-        raise UserError(folder, None, f"makes images of {made}: data are square, with 1 or 3 channels")
-    data = load_data(config.model_copy(update={"image_size": height, "channels": channels}), config.split)
+    channels, side, _ = model.space.shape
+    data = load_data(config.model_copy(update={"image_size": side, "channels": channels}), config.split)
     labels, classes = None, model.space.num_classes
     if classes is not None:
         labels = data.labels
@@ -129,12 +134,10 @@ def measured_text(found: Mapping[str, Any]) -> str:
     linear = f"left out: more than {LARGEST:,} numbers an image" if whole else "the best linear filter of other images"
     around = "the mean image of the class" if found["by_class"] else "their mean image"
     lines.append(f"linear: {linear}; shrinkage: towards {around}, which takes no network")
-    common = ". That is common at large sigma where a network predicts noise or a score, and harms less\n"
-    common += "  than it seems: sampling feels it divided by sigma, and regression takes clean images there"
     if "equal" in marks:
         lines.append(f"equal: at most {100 * (EQUAL - 1):.0f} % above {bar}, as good denoisers are at large sigma")
-    if "worse" in marks:
-        lines.append(f"worse: than {bar}" + (common if "better" in marks and not found["likely_prediction"] else ""))
+    if found["worse"] is not None:
+        lines.append(f"worse: than {bar}. {_WORSE[found['worse']]}")
     settings, estimated = TrajectoryConfig(), found["estimated_s"]
     made, trained = (duration(seconds) for seconds in estimated.values())
     lines += ["", f"verdict: {found['verdict']}", ""]

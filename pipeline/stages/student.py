@@ -37,8 +37,10 @@ from fewstep.teachers.guided import Guided
 from fewstep.teachers.interfaces import Condition, Denoiser, Objective
 from fewstep.teachers.load import read_teacher
 from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.scaling import GROWING
 
 CONVERSION_FILE = "conversion.json"
+LARGE_RMSE = 0.25  # of images in [-1, 1]
 
 
 def make_student(
@@ -233,8 +235,20 @@ def _conversion_error(
         remedy = f"its images or the student's are not finite at noise level {bad[0]}; give another teacher"
         raise UserError(run.folder / "teacher", None, remedy)
     worst = max(errors, key=lambda sigma: errors[sigma])
-    say(f"  the student starts within RMSE {errors[worst]:.4f} of the teacher's denoiser (worst at sigma {worst:g})")
+    say(
+        f"  the student starts within RMSE {errors[worst]:.4f} of the teacher's denoiser (worst at sigma {worst:g})"
+        f"{_judged(errors[worst], worst, teacher.scaling.name)}"
+    )
     return {f"{sigma:g}": error for sigma, error in errors.items()}
+
+
+def _judged(error: float, sigma: float, prediction: str) -> str:
+    """Return what to make of the student's largest difference from the teacher, if it is large."""
+    if error <= LARGE_RMSE:
+        return ""
+    if prediction in GROWING and sigma > 1:
+        return ". That is expected: at large sigma a teacher that predicts noise or a score is inexact itself"
+    return ". That is much, and not expected: hold the teacher against the data with fewstep inspect --data"
 
 
 def _images(run: RunContext, teacher: Denoiser, num: int) -> tuple[Tensor, Condition]:

@@ -23,6 +23,7 @@ MOST_JSON, DEEPEST_JSON = 100_000_000, 100  # bytes; lists and objects inside on
 Form = Any
 """What a JSON value has to look like: see `check_form`."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
@@ -59,10 +60,18 @@ def read_bounded(path: Path, most: int) -> bytes:
             raise UserError(path, None, f"is {what}: a file is needed")
         if status.st_size > most:
             raise UserError(path, None, f"is longer than {most:,} bytes: it cannot be what is needed here")
+        check_not_pointer(path)
         with open(path, "rb") as file:
             return file.read(most)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(path, None, "no such file") from None
+
+
+def check_not_pointer(path: Path) -> None:
+    """Raise UserError for what git leaves in a file's place without git-lfs."""
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(path, None, "is a git-lfs pointer, not the file itself: run git lfs pull in its folder")
 
 
 def read_json(path: Path, form: Form = object) -> Any:
@@ -85,13 +94,19 @@ def read_json(path: Path, form: Form = object) -> Any:
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The JSON before the tensors of a safetensors file: {name: {"dtype", "shape", ...}, "__metadata__": {...}}.
 
-    ValueError, or another of what is no such file: the caller says what the file should have been.
+    ValueError, or another of what is no such file, or one that is cut short: the caller says what the file should have
+    been.
     """
+    check_not_pointer(path)
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MOST_JSON:
             raise ValueError(f"a header of {length:,} bytes")
-        return json.loads(file.read(length))
+        header = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise ValueError("its length is not what its header says")
+    return header
 
 
 def check_form(where: object, value: Any, form: Form) -> None:

@@ -21,11 +21,11 @@ from fewstep.students.convert import (
     judged_sigmas,
     trusted_range,
 )
-from fewstep.teachers.describe import FOLDED, REGRESSED
 from fewstep.teachers.interfaces import NONE, Batch, Condition, Progress, Space, one_each
 from fewstep.teachers.load import ddpm_model
 from fewstep.teachers.network import build_scheduler
 from fewstep.teachers.preconditioned import Preconditioned
+from fewstep.teachers.refusal import FOLDED, REGRESSED
 from fewstep.teachers.scaling import EDM, Consistency
 from small_unet import UNET
 
@@ -231,7 +231,7 @@ def variant(**options: Any) -> Any:
         ({"time_embedding_type": "fourier"}, "its time embedding is fourier; positional is needed"),
         ({"out_channels": 3}, "it needs as many output channels as input channels"),
         ({"center_input_sample": True}, "it centres its input"),
-        ({"sample_size": (8, 16)}, "a student makes square images"),
+        ({"sample_size": (8, 16)}, "only square images are supported"),
     ],
 )
 def test_networks_that_the_stock_pipeline_cannot_run_are_refused(options: dict[str, Any], expected: str):

@@ -310,9 +310,9 @@ def test_a_student_has_the_rows_of_the_classes_and_not_that_of_none(tmp_path):
     [
         ("unet/config.json", {"class_embed_type": "identity"}, "class_embed_type"),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler", "sigma_max": "x"}, "sigma_max: 'x'"),
-        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "of an EDM scheduler is not supp"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "prediction_type: 'v_prediction'"),
         ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0}, "sigma_min: 0"),
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "holds no UNet2DModel"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is UNet2DConditionModel, not UNet2DModel"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline makes images of text, which is not supp"),
         ("fewstep.json", {"null_class": "yes"}, r"fewstep\.json: null_class: 'yes': must be true or false"),
     ],

@@ -70,9 +70,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other network": (text("model_index.json", '{"unet": ["diffusers", "UNet2DConditionModel"]}'), "no UNet2DModel"),
     "no unet folder": (lambda f: shutil.rmtree(f / "unet"), "no such file"),
     "no scheduler folder": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json: no such file"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "safetensors: no such file"),
-    "truncated weights": (truncate, "cannot be loaded"),
-    "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "cannot be loaded"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "it has no safetensors weights"),
+    "truncated weights": (truncate, "its length is not what its header says"),
+    "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "is no safetensors file"),
     "missing tensor": (weights(lambda s: s.pop("conv_in.bias")), r"missing_keys \['conv_in.bias'\]"),
     "tensor too many": (weights(lambda s: s.update(more=torch.zeros(2))), r"unexpected_keys \['more'\]"),
     "shape": (weights(lambda s: s.update({"conv_in.bias": torch.zeros(3)})), "conv_in.bias"),
@@ -89,8 +89,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no size": (configure(UNET, sample_size=None), "sample_size"),
     "size a word": (configure(UNET, sample_size="big"), "sample_size: 'big'"),
     "prediction": (configure(SCHEDULER, prediction_type="score"), "'score': use one of epsilon"),
-    "timesteps a word": (configure(SCHEDULER, num_train_timesteps="x"), "cannot be loaded"),
-    "schedule": (configure(SCHEDULER, beta_schedule="x"), "cannot be loaded"),
+    "timesteps a word": (configure(SCHEDULER, num_train_timesteps="x"), "its schedule cannot be used"),
+    "schedule": (configure(SCHEDULER, beta_schedule="x"), "its schedule cannot be used"),
 }
 
 
@@ -137,7 +137,7 @@ class Payload:
 def test_weights_that_are_only_a_pickle_are_refused_unread(folder: Path, tmp_path: Path, name: str):
     (folder / WEIGHTS).unlink()
     torch.save(Payload(tmp_path / "mark"), folder / "unet" / name)
-    with pytest.raises(UserError, match=r"only as a pickle.*can run code.*fewstep convert"):
+    with pytest.raises(UserError, match=r"are a pickle.*can run code.*fewstep convert"):
         load_teacher(folder)
     assert not (tmp_path / "mark").exists()
 
@@ -145,7 +145,7 @@ def test_weights_that_are_only_a_pickle_are_refused_unread(folder: Path, tmp_pat
 def test_a_pickle_under_another_name_does_not_run(folder: Path, tmp_path: Path):
     torch.save(Payload(tmp_path / "mark"), folder / WEIGHTS)
     torch.save(Payload(tmp_path / "mark"), folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is no safetensors file"):
         load_teacher(folder)
     assert not (tmp_path / "mark").exists()
     # the payload is a live one

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 Build = Callable[..., UNet2DModel]
 Draws = Callable[[int], Callable[[], Tensor]]
+THRESHOLDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 3.0}
 STEPPED = ["ddim", "dpmsolver++", "unipc"]
 
 
@@ -43,6 +44,8 @@ def sampled(name: str, teacher: Any, steps: int, draw: Callable[[], Tensor]) -> 
     + [
         {"prediction_type": "epsilon", "beta_schedule": "squaredcos_cap_v2"},
         {"prediction_type": "epsilon", "clip_sample": False},
+        {"prediction_type": "epsilon", **THRESHOLDED},
+        {"prediction_type": "sample", "thresholding": True, "clip_sample": False},
         {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
     ],
 )
@@ -87,6 +90,25 @@ def test_schedulers_of_diffusers_give_the_images_of_their_own_stepping(
     if options == {"prediction_type": "epsilon"} and name == "ddim":
         atol = 5e-5  # float32: the rounding of an epsilon output, 6e-8, is multiplied by sigma = 157 here and there
     torch.testing.assert_close(ours, x, atol=atol * max(1.0, float(x.abs().max())), rtol=0)
+
+
+def test_a_threshold_is_of_each_image_alone_and_divides_by_its_bound():
+    space = Space(shape=(1, 2, 5), sigma_min=0.1, sigma_max=80.0, threshold=(0.5, 3.0))
+    small, middle, large = torch.linspace(-0.9, 0.9, 10), torch.full((10,), 2.0), torch.full((10,), -9.0)
+    middle[0] = 7.0
+    held = space.clamped(torch.stack([small, middle, large]).reshape(3, 1, 2, 5)).flatten(1)
+    assert torch.equal(held[0], small)
+    assert torch.equal(held[1], torch.ones(10))
+    assert torch.equal(held[2], -torch.ones(10))
+    assert torch.equal(space.clamped(held.reshape(3, 1, 2, 5)).flatten(1), held)
+
+
+@pytest.mark.parametrize("name", [*STEPPED, "heun"])
+def test_every_solver_holds_images_to_a_threshold(tiny_unet: Build, draws: Draws, name: str):
+    teacher, _ = teacher_of(tiny_unet(), prediction_type="epsilon", **THRESHOLDED)
+    ours = sampled(name, teacher, 10, draws(2))
+    assert ours.isfinite().all()
+    assert float(ours.abs().max()) <= 1
 
 
 @pytest.mark.parametrize("name", STEPPED)

@@ -61,7 +61,8 @@ int main(int argc, char** argv) try {
   for (int k = 4; k < argc; k++) given.push_back(std::stoll(argv[k]));
   const auto absent = [&](int64_t label) { return label < 0 || label >= classes; };
   if (std::any_of(given.begin(), given.end(), absent))
-    throw std::runtime_error("labels: this student has " + std::to_string(classes) + " classes, counted from 0");
+    throw std::runtime_error("labels: this student " + (classes
+        ? "has the classes 0 to " + std::to_string(classes - 1) : std::string("is unconditional: leave labels out")));
   for (int64_t i = 0; i < num && classes; i++) labels[i] = given.empty() ? i % classes : given[i % given.size()];
   std::vector<std::vector<float>> noise(names.size() - (classes > 0), std::vector<float>(num * size));
   for (int64_t i = 0; i < num; i++) {

@@ -48,7 +48,8 @@ def generate(
     classes = range(facts.get("num_classes", 0))
     labels = labels or classes
     if any(label not in classes for label in labels):
-        raise ValueError(f"labels {list(labels)}: this student has {len(classes)} classes, counted from 0")
+        known = f"has the classes 0 to {len(classes) - 1}" if classes else "is unconditional: leave labels out"
+        raise ValueError(f"labels {list(labels)}: this student {known}")
     inputs = [each for each in session.get_inputs() if each.name != "labels"]
     noises: dict[str, list[np.ndarray]] = {each.name: [] for each in inputs}
     for index in range(num):

@@ -12,6 +12,7 @@ from fewstep.errors import UserError
 from fewstep.pipeline.cli.main import main
 from fewstep.pipeline.stages import convert as stage
 from fewstep.pipeline.stages import unpickle
+from fewstep.teachers.describe import describe
 from fewstep.teachers.load import ddpm_model, load_teacher, save_teacher
 from fewstep.teachers.network import build_scheduler
 
@@ -107,6 +108,52 @@ def test_a_network_without_a_scheduler_and_with_another_name_of_its_weights(fold
     (folder / "unet" / f"{NAME}.bin").rename(folder / "unet" / "ema.ckpt")
     assert main(["convert", "model", "-o", "copy"]) == 0
     same(Path("copy/unet") / SAFE, weights(tiny_unet))
+
+
+def in_parts(folder, tiny_unet):
+    """The same weights as three pickles with an index, as diffusers saves large ones."""
+    (folder / "unet" / f"{NAME}.bin").unlink()
+    tiny_unet(seed=5).save_pretrained(folder / "unet", max_shard_size="100KB", safe_serialization=False)
+    parts = sorted(folder.glob("unet/*.bin"))
+    assert len(parts) > 1
+    return parts
+
+
+def test_pickles_in_parts_become_safetensors_in_parts(folder, tiny_unet, at_once, capsys):
+    parts = in_parts(folder, tiny_unet)
+    assert "fewstep convert" in describe(folder)["why_not"]
+    assert main(["convert", "model", "-o", "copy"]) == 0
+    assert capsys.readouterr().out.startswith("112 tensors, ")
+    assert [path.stem for path in parts] == sorted(path.stem for path in Path("copy/unet").glob("*.safetensors"))
+    assert describe(Path("copy"))["route"] == "fold"
+    found = load_teacher("copy").network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights(tiny_unet).items())
+
+
+@pytest.mark.parametrize("fault", ["part missing", "tensor missing", "tensor twice", "path"])
+def test_parts_that_do_not_fit_their_index_are_refused(folder, tiny_unet, at_once, capsys, fault):
+    first, last = (parts := in_parts(folder, tiny_unet))[0], parts[-1]
+    index = folder / "unet" / f"{NAME}.bin.index.json"
+    tensors = torch.load(first, weights_only=True)  # noqa: TID251 - ours
+    if fault == "part missing":
+        last.unlink()
+    elif fault == "tensor missing":
+        torch.save(dict(list(tensors.items())[1:]), first)
+    elif fault == "tensor twice":
+        torch.save(tensors | {"conv_out.bias": torch.zeros(1)}, first)
+    else:
+        index.write_text(index.read_text().replace(last.name, f"../{last.name}"))
+    says = {
+        "part missing": f"{index}: '{last.name}': is named there, and is not in the folder",
+        "path": f"{index}: '../{last.name}': must be the name of a file in its folder",
+    }
+    line = refused(capsys, "model", "-o", "copy")
+    assert line == says.get(fault, f"{first}: does not hold the tensors that {index.name} names for it")
+
+
+def test_a_git_lfs_pointer_is_named(folder, capsys):
+    (folder / "unet" / f"{NAME}.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "is a git-lfs pointer, not the file itself: run git lfs pull" in refused(capsys, "model", "-o", "copy")
 
 
 class Payload:

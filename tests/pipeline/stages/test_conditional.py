@@ -68,9 +68,9 @@ def test_images_of_a_class_from_the_command_line_and_what_is_refused(run, tmp_pa
     assert main(["sample", str(run), "--labels", "3", "--num", "4", "-o", str(tmp_path / "threes")]) == 0
     assert len(list((tmp_path / "threes").glob("0*.png"))) == 4
     assert main(["sample", str(run), "--labels", "10", "-o", str(tmp_path / "no")]) == 2
-    assert "labels: [10]: this student has the classes 0 to 9" in capsys.readouterr().err
+    assert "labels: [10]: give one or more of this student's classes, 0 to 9" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
-    with pytest.raises(UserError, match="classes 0 to 9"):
+    with pytest.raises(UserError, match="classes, 0 to 9"):
         sample(load_student(run), 2, labels=[])
 
 

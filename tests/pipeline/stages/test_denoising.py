@@ -14,6 +14,7 @@ from fewstep.pipeline.stages.denoising import (
     likely_other,
     other_readings,
     verdict,
+    worse_at,
 )
 from fewstep.teachers.interfaces import NONE, Space
 from fewstep.teachers.network import build_scheduler
@@ -161,6 +162,26 @@ def test_what_is_nowhere_better_is_called_so():
     rows = [row | {"error": 2 * row["error"], "against": "worse"} for row in rows_of(V_NETWORK, "v_prediction")]
     said = verdict([row | {"read_as": {}} for row in rows], "v_prediction")
     assert said.startswith("it denoises nowhere better than a linear filter of the data: its prediction type, scaling")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "marks", "expected"),
+    [
+        ("epsilon", "equal better better worse worse", "expected"),
+        ("ve", "better better equal worse worse", "expected"),
+        ("epsilon", "worse better better better better", "unexpected"),
+        ("epsilon", "worse worse worse worse worse", "unexpected"),
+        ("v_prediction", "better better better better worse", "unexpected"),
+        ("epsilon", "better better better equal equal", None),
+    ],
+)
+def test_being_worse_is_expected_of_noise_predictions_at_large_sigma_alone(prediction, marks, expected):
+    ratio = {"better": 0.9, "equal": 1.0, "worse": 2.0}
+    rows = [
+        {"sigma": sigma, "linear": 1.0, "shrinkage": 1.0, "error": ratio[mark], "against": mark, "read_as": {}}
+        for sigma, mark in zip((0.01, 0.1, 1.0, 10.0, 80.0), marks.split(), strict=True)
+    ]
+    assert worse_at(rows, prediction) == expected
 
 
 def test_levels_that_are_not_neighbours_are_two_ranges():
