@@ -43,8 +43,9 @@ def check_splits(config: DataConfig, facts: dict[str, Any], *, choices: bool, re
 
     facts: the provenance of the training images. A split that is named has to be there, whether it is read or not.
     """
-    for split in {config.choice_split, config.reference_split} - {None, config.split}:
-        _check_first(config, split, facts["shape"])
+    for split in (config.choice_split, config.reference_split):
+        if split not in (None, config.split):
+            _check_first(config, split, facts["shape"])
     if choices:
         _check_choices(choice_count(config, facts["count"]))
     if references and (count := reference_count(config, facts["count"])) < 4:

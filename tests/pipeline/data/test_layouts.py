@@ -50,7 +50,7 @@ def reference(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
         found += [(*within, name) for name in names if name[0] != "." and not name.endswith(".txt")]
     paths = {"/".join(parts): parts for parts in sorted(found, key="/".join)}
     while (tops := {parts[:1] if parts[1:] else () for parts in paths.values()}) and len(tops) == 1 and () not in tops:
-        if next(iter(tops))[0] in SPLITS:
+        if {*SPLITS} & {*next(iter(tops))}:
             break
         paths = {name: parts[1:] for name, parts in paths.items()}
     declared = all(parts[0] in SPLITS and parts[1:] for parts in paths.values())
