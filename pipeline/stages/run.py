@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.eval.speed.environment import environment
 from fewstep.files import remove, sha256_file, sha256_json, sweep, write_bytes, write_json
 from fewstep.pipeline.config.reading import config_yaml, kept_config, load_config, resolved
-from fewstep.pipeline.config.schema import Config, StudentConfig
+from fewstep.pipeline.config.schema import Config, StudentConfig, Training
 from fewstep.pipeline.config.teacher import LoadedTeacher
 from fewstep.pipeline.stages.checks import MEASURING, check_before
 from fewstep.pipeline.stages.context import RunContext
@@ -138,9 +138,9 @@ class Run(RunContext):
         for name, training in self.config.trainings.items():
             config, key, numbers = training.config, training.key, training.config.numbers()
             choices = {"data.choice_split": self.config.data.choice_split, "seed": self.config.seed}
-            steps = self.config.steps_of(training.student)
+            steps = self._steps(name, training)
             del numbers["steps"]
-            search = {f"{key}.search_images": numbers.pop("search_images"), f"{key}.steps": list(steps)} | choices
+            search = {f"{key}.search_images": numbers.pop("search_images"), f"{key}.steps": steps} | choices
             weights = {key: numbers} | self._teacher_hash() | self._training_inputs()
             weights |= {"training": training.number} if training.number > 1 else {}
             weights |= self._labels()
@@ -149,7 +149,7 @@ class Run(RunContext):
             search |= self._extractor()
             if len(config.train.halflives) > 1:  # what noise levels are chosen by chooses the average too
                 weights, search = weights | search, {}
-            elif not self.config.chooses(training):
+            elif not steps and not self.config.chooses(training):
                 search = {}
             inputs = {"weights": weights, "search": search}
             self._stage(
@@ -162,6 +162,16 @@ class Run(RunContext):
                 ("search.", "its noise levels searched again"),
                 partial(self._trajectories, config) if config.method.reads_trajectories else None,
             )
+
+    def _steps(self, name: str, training: Training) -> list[int]:
+        """Return the numbers of steps to choose noise levels for: those asked for, or more if they are chosen already."""
+        if training.config.method.student != "consistency":
+            return []
+        asked, kept = list(self.config.steps_of(training.student)), list[int]()
+        if (self.folder / "students" / name / MANIFEST).exists():
+            inputs = read_manifest(self.folder / "students" / name)["inputs"]
+            kept = (inputs.get("weights", {}) | inputs.get("search", {})).get(f"{training.key}.steps", [])
+        return kept if {*asked} <= {*kept} else asked
 
     def _labels(self) -> dict[str, Any]:
         """The labels of the data, and their names, where the teacher has classes."""

@@ -51,13 +51,14 @@ def make_student(
     `kept`: the manifest of the student that is there, where its weights are to be kept and the levels searched again.
     Without a `stage` it works beside the process that has one.
     """
-    real = choice_images(run.config.data, run.data) if run.config.chooses(training) else None
+    steps: list[int] = (inputs["weights"] | inputs["search"]).get(f"{training.key}.steps", [])
+    real = choice_images(run.config.data, run.data) if steps or run.config.chooses(training) else None
     if kept is None:
         average, facts = _distil(run, training, sha256_json(inputs["weights"]), real)
     else:
         average = load_student(run.folder / "students" / training.name, run.device)
         facts = {key: kept[key] for key in ("conversion_rmse", "regression", "cost", "quality") if key in kept}
-    facts |= _noise_levels(run, training, average, real)
+    facts |= _noise_levels(run, training, average, real, steps)
     if stage is None:
         return {}
     round_trip = save_student(average, stage)
@@ -73,12 +74,13 @@ def make_student(
     return facts
 
 
-def _noise_levels(run: RunContext, training: Training, model: Student, real: Tensor | None) -> dict[str, Any]:
+def _noise_levels(
+    run: RunContext, training: Training, model: Student, real: Tensor | None, steps: list[int]
+) -> dict[str, Any]:
     """Choose the noise levels of a consistency model; what the manifest keeps of how they came about."""
     if isinstance(model, DDIMStudent):
-        steps = [steps for steps in STEPS if steps <= model.most_steps]
-        return {"search": None, "timesteps": {str(each): model.timesteps(each) for each in steps}}
-    steps = run.config.steps_of(training.student)
+        known = [each for each in STEPS if each <= model.most_steps]
+        return {"search": None, "timesteps": {str(each): model.timesteps(each) for each in known}}
     if not steps:
         return {"search": None}
     assert isinstance(model, ConsistencyModel)

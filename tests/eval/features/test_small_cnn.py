@@ -100,7 +100,6 @@ def test_defects_of_the_digits_are_seen(seen):
     assert seen(images[torch.randperm(800, generator=torch.Generator().manual_seed(0))]) == {}
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("folder", ["cifar10", "fashion_mnist"])
-def test_defects_of_real_images_are_seen(seen, data_dir, folder):
-    assert seen(read_parquet(data_dir / folder, "test", 800)[0]) == {}
+def test_defects_of_real_images_are_seen(seen, real_data, folder):
+    assert seen(read_parquet(real_data(folder), "test", 800)[0]) == {}
