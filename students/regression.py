@@ -10,7 +10,7 @@ from fewstep.teachers.interfaces import Batch, Condition, Evaluations, LossTerms
 
 
 class TrajectoryRegression(Objective):
-    """loss = distance(f(x_i, s_i), x_L), i < L, on trajectories x_0..x_L of the teacher (Hu 2026).
+    """loss = distance(f(x_i, s_i), x_L), i < L, on trajectories x_0..x_L of the teacher (Hu 2025).
 
     A share `at_sigma_max` of each batch starts at i = 0, where one step does; the rest is spread over the others. The
     map that is learned is deterministic, so the regression has no blur of its own. Of a batch its size alone is read.

@@ -164,7 +164,7 @@ class Run(RunContext):
             )
 
     def _steps(self, name: str, training: Training) -> list[int]:
-        """Return the numbers of steps to choose noise levels for: those asked for, or more if they are chosen already."""
+        """Return the numbers of steps to choose noise levels for: those asked for, or more if these were chosen."""
         if training.config.method.student != "consistency":
             return []
         asked, kept = list(self.config.steps_of(training.student)), list[int]()

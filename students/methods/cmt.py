@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CMT(DistillationMethod):
-    """Trajectory regression (Hu 2026, Consistency Mid-Training): every point of a trajectory maps to its end.
+    """Trajectory regression (Hu 2025, Consistency Mid-Training): every point of a trajectory maps to its end.
 
     Of the teacher it reads the trajectories that were made before (`trajectories.number` times `.steps` evaluations);
     training costs one student evaluation an image and none of the teacher. Any parametrisation of the teacher serves.
