@@ -1,11 +1,15 @@
 """What can be known to be wrong with a run before its first stage, of the settings and the data that it will read."""
 
+from pathlib import Path
+
+from fewstep.errors import UserError
 from fewstep.eval.features.extractors import check_extractor, load_extractor
-from fewstep.pipeline.config.teacher import TrainedTeacher
+from fewstep.pipeline.config.teacher import LoadedTeacher, TrainedTeacher
 from fewstep.pipeline.data.choice import check_splits, reference_count
 from fewstep.pipeline.stages.context import RunContext
 from fewstep.pipeline.stages.manifest import MANIFEST
-from fewstep.teachers.folder import LEVELS
+from fewstep.teachers.folder import LEVELS, model_folder
+from fewstep.teachers.refusal import why_not
 
 MEASURING = ("evaluate", "report")
 """The stages that measure, or come after that."""
@@ -13,6 +17,9 @@ MEASURING = ("evaluate", "report")
 
 def check_before(run: RunContext, until: str) -> None:
     """Raise UserError for whatever would stop a run, up to the stage `until`, after hours of work."""
+    source = Path(run.config.teacher.source).expanduser()
+    if isinstance(run.config.teacher, LoadedTeacher) and source.is_dir() and (why := why_not(model_folder(source))):
+        raise UserError(source, None, why)
     measures = until in MEASURING and not (run.folder / "eval" / MANIFEST).exists()
     if until == "teacher" or (until in MEASURING and not measures):
         return
