@@ -10,7 +10,7 @@ import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ from fewstep.eval.speed.environment import environment
 from fewstep.files import write_json
 
 COUNT = 500  # images with a defect, and in the reference
-SMALL, DRAWS = 300, 30  # of `deviations`: images on both sides, and how often they are drawn
 
 Change = Callable[[Tensor, Generator], Tensor]
 """uint8 [N, C, H, W] -> the same with a defect."""
@@ -168,31 +167,6 @@ def judged(found: Features) -> dict[str, dict[str, float]]:
     return values | {"floor": {"mean": floor}}
 
 
-def deviations(found: Features) -> dict[str, dict[str, float]]:
-    """Return by how many standard deviations SMALL images with a defect are farther from SMALL real ones than real.
-
-    Mean over DRAWS draws of both, the standard deviation that of real images.
-    """
-    real, generator = torch.cat(list(found["real"].values())), Generator().manual_seed(0)
-
-    def draws(features: Tensor | None) -> list[float]:
-        distances = []
-        for _ in range(DRAWS):
-            reference, other = real[torch.randperm(len(real), generator=generator)[: 2 * SMALL]].split(SMALL)
-            if features is not None:
-                other = features[torch.randperm(len(features), generator=generator)[:SMALL]]
-            distances.append(Extrapolation(statistics(reference)).distance(statistics(other)))
-        return distances
-
-    usual = draws(None)
-    mean, spread = fmean(usual), stdev(usual)
-    return {
-        defect: {name: (fmean(draws(each)) - mean) / spread for name, each in strengths.items()}
-        for defect, strengths in found.items()
-        if defect != "real"
-    }
-
-
 def compared(source: str, extractors: list[Extractor]) -> dict[str, Any]:
     """Return what each extractor makes of the defects of FOLDER:SPLIT, and how far they agree on their order."""
     folder, _, split = source.rpartition(":")
@@ -207,8 +181,6 @@ def compared(source: str, extractors: list[Extractor]) -> dict[str, Any]:
         strengths = {defect: list(each.values()) for defect, each in values.items() if defect not in ("real", "floor")}
         lists.append([value for each in strengths.values() for value in each])
         result[extractor.name] = values | {"not_monotone": [k for k, each in strengths.items() if each != sorted(each)]}
-        if extractor.dim < SMALL:
-            result[f"deviations, {extractor.name}, {SMALL} images"] = deviations(found)
     if len(lists) > 1:
         correlation: Any = spearmanr(*lists)  # its type has no names for its parts
         result["rank_correlation"] = float(correlation.statistic)
