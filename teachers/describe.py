@@ -41,7 +41,9 @@ def describe(folder: Path) -> dict[str, Any]:
     found |= dict.fromkeys(("prediction", "schedule", "sigma_min", "sigma_max"))
     with suppress(UserError):  # then it is the reason
         if (family := family_of(model)) is not None:
-            found |= {key: getattr(family, key) for key in ("prediction", "schedule", "sigma_min", "sigma_max")}
+            found |= {"prediction": family.prediction, "schedule": family.schedule}
+            ends = {"sigma_min": family.sigma_min, "sigma_max": family.sigma_max}
+            found |= {key: value for key, value in ends.items() if not math.isnan(value)}
             found["family"] = FAMILIES.get(family.prediction, "DDPM")
     sides = unet.get("sample_size")
     size = [sides, sides] if isinstance(sides, int) else sides

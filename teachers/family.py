@@ -32,7 +32,8 @@ SCALING_NUMBERS = {
 class Family:
     """What a network predicts (a name of a scaling), and the first and last finite noise level it is trained on.
 
-    scaling: the scaling's JSON, from the file `where`; None: that of a DDPM, whose schedule decides.
+    sigma_min, sigma_max: NaN for a student whose scheduler does not state them. scaling: the scaling's JSON, from the
+    file `where`; None: that of a DDPM, whose schedule decides.
     """
 
     prediction: str

@@ -8,7 +8,7 @@ from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMSchedul
 from diffusers.utils import logging
 
 from fewstep.errors import UserError, unreadable
-from fewstep.files import read_json
+from fewstep.files import check_not_pointer, read_json
 from fewstep.teachers.folder import ModelFolder
 from fewstep.teachers.refusal import LONGEST_SIDE, check_numbers
 
@@ -40,6 +40,8 @@ def load_unet(model: ModelFolder, role: str) -> UNet2DModel:
     source, where = model.path, model.network / "config.json"
     config = read_json(where, {})
     check_numbers(where, config)
+    for path in model.weights:
+        check_not_pointer(path)
     if (kind := config.get("class_embed_type")) is not None:
         remedy = "only a table of classes (num_class_embeds) is read"
         raise UserError(f"{where}: class_embed_type", kind, remedy)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, LCMScheduler, TCDScheduler, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.errors import UserError
@@ -106,6 +106,18 @@ def test_pickles_text_and_what_is_no_model_are_named(tmp_path, capsys):
     weights.write_bytes(b"\xff" * 100)
     assert main(["inspect", str(text)]) == 2
     assert "is no safetensors file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
+def test_noise_levels_that_a_scheduler_does_not_state_are_null_in_json(tmp_path, capsys, kind):
+    folder = saved(tmp_path)
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**kind().config, "_class_name": kind.__name__})
+    )
+    capsys.readouterr()
+    assert main(["inspect", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (found["sigma_min"], found["sigma_max"], found["route"]) == (None, None, None)
 
 
 def test_no_torch_is_imported(tmp_path):

@@ -240,6 +240,12 @@ def test_a_hub_id_is_read_from_its_cache_at_a_revision(cache):
         load_teacher(cache / "snapshots" / ("a" * 40), revision="v1")
 
 
+def test_a_hub_model_that_has_only_half_precision_is_read_in_it(cache):
+    for unet in cache.glob("snapshots/*/unet"):
+        (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.fp16.safetensors")
+    assert load_teacher("owner/model").space.shape == (1, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
