@@ -21,8 +21,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.source import Rows, quiet_libraries
 
-CLASSES = range(2**31)
-"""What a label may be."""
+MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +101,11 @@ class DecodedRows:
         }
 
 
+def is_class(label: object, classes: int = MOST_CLASSES) -> bool:
+    """Return whether a label is the number of one of `classes` classes."""
+    return isinstance(label, int) and 0 <= label < classes
+
+
 def found_lines(provenance: dict[str, Any]) -> list[str]:
     """Say what was found in a source: images, size, classes, splits, and what was left out and why."""
     (channels, height, width), names = provenance["shape"], provenance["classes"]
@@ -145,9 +149,9 @@ def _labels(
         class_names = tuple(sorted(set(found)))
         index = {name: number for number, name in enumerate(class_names)}
         return torch.tensor([index[label] for label in found]), class_names
-    if all(isinstance(label, int) and label in CLASSES for label in found):
+    if all(map(is_class, found)):
         return torch.tensor(found, dtype=torch.int64), class_names
     if column is not None:
-        row, label = next((row, label) for row, label in enumerate(found) if label not in CLASSES)
+        row, label = next((row, label) for row, label in enumerate(found) if not is_class(label))
         raise UserError("data.label_column", column, f"row {row} has the label {label!r}: not a class")
     return None, None

@@ -22,7 +22,7 @@ from fewstep.pipeline.config.schema import DataConfig
 from fewstep.pipeline.data.decode import Decoder, pillow_warnings
 from fewstep.pipeline.data.feed import Pixels, drained
 from fewstep.pipeline.data.fingerprint import content_sha256, fingerprint
-from fewstep.pipeline.data.load import CLASSES
+from fewstep.pipeline.data.load import is_class
 from fewstep.pipeline.data.source import Rows, quiet_libraries, rows_of
 from fewstep.pipeline.data.tables import parts
 from fewstep.pipeline.training.randomness import FILES, WINDOW, keyed_generator
@@ -198,7 +198,7 @@ class DecodeRows:
         if self.classes is None:
             return images, None
         for name, _, label in request:
-            if label not in CLASSES or label >= self.classes:
+            if not is_class(label, self.classes):
                 raise UserError(name, None, f"has the label {label!r}: not a class of {self.classes}")
         return images, np.array([label for _, _, label in request], np.int64)
 

@@ -16,7 +16,7 @@ from fewstep.eval.images import pixels_sha256
 from fewstep.files import write_json
 from fewstep.pipeline.config.reading import load_config
 from fewstep.pipeline.config.schema import DataConfig
-from fewstep.pipeline.data.load import load_data
+from fewstep.pipeline.data.load import _labels, is_class, load_data
 from fewstep.pipeline.stages.context import RunContext
 
 
@@ -215,3 +215,12 @@ def test_a_run_whose_images_were_replaced_is_refused(tmp_path):
     Image.new("L", (8, 8), 7).save(tmp_path / "images" / "2.png")
     with pytest.raises(UserError, match=r"data\.source: .*the images have changed since this run began: put them back"):
         RunContext(config).data  # noqa: B018 - read where it is first asked for
+
+
+@pytest.mark.parametrize("label", [None, "cat", 1.0, -1, 2**31, 2**70])
+@pytest.mark.timeout(5)
+def test_what_is_no_label_is_known_at_once(label):
+    assert not is_class(label)
+    assert not is_class(label, 10)
+    with pytest.raises(UserError, match=r"data\.label_column: 'kind': row 1 has the label"):
+        _labels([0, label], None, "kind")

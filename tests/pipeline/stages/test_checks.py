@@ -21,8 +21,8 @@ from fewstep.students.load import load_student
 
 def pictures(folder, count, size=8, mode="L", start=0):
     folder.mkdir(parents=True, exist_ok=True)
-    for index in range(start, start + count):
-        image = Image.fromarray(digits()[0][index, 0].numpy())
+    for index, pixels in enumerate(digits()[0][start : start + count, 0].numpy(), start):
+        image = Image.fromarray(pixels)
         image.resize((size, size)).convert(mode).save(folder / f"{index:04d}.png")
     return f"imagefolder:{folder}"
 
